@@ -18,6 +18,10 @@ class FileInfo:
     modified: float
 
 
+class Unsettled(OSError):
+    """The medium failed after the file may have got its name: it may be there now or appear later."""
+
+
 class NewFile(Protocol):
     """A file being written. It has no name, and so does not exist for readers, until `publish`.
 

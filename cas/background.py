@@ -1,0 +1,54 @@
+"""A commit that runs beside the training loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from .commits import Commit
+from .errors import CasError
+
+_log = logging.getLogger("cas")
+
+
+class Pending:
+    """A commit on its way. The interpreter does not exit before it has ended."""
+
+    def __init__(self, work: Callable[[], Commit]) -> None:
+        self._work = work
+        self._result: Commit | None = None
+        self._failure: BaseException | None = None
+        self._raised = False
+        self._thread = threading.Thread(target=self._run, name="cas-commit", daemon=False)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as error:  # kept for whoever waits; logged for the case that nobody does
+            self._failure = error
+            _log.error("the background commit failed: %s", error)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return not self._thread.is_alive()
+
+    def wait(self, timeout: float | None = None) -> Commit:
+        """The durable commit; raises what went wrong. `TimeoutError` after `timeout` seconds; it then goes on."""
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise TimeoutError(f"the commit is still running after {timeout} s")
+        if self._failure is not None:
+            self._raised = True
+            raise self._failure
+        if self._result is None:
+            raise CasError("the background commit ended without a result")
+        return self._result
+
+    def settle(self) -> None:
+        """Wait; raise a failure that nobody has seen yet."""
+        self._thread.join()
+        if self._failure is not None and not self._raised:
+            self.wait()

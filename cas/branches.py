@@ -1,0 +1,195 @@
+"""Moving branches and tags: who is a commit's parent, and publishing with or against other writers.
+
+What this Store last loaded or committed on a branch is the parent of its next commit there, and the branch must
+still name it when the record is published. So a job that was requeued and the zombie of its first run never
+interleave: the slower one gets `RefConflict`.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .block import ObjectId, short
+from .errors import CasError, CommitUnknown, Exists, NotFound, RefConflict
+from .log import Log, Record
+from .refs import Ref, RefKind, Refs, check_free, check_name
+
+
+class Unset(enum.Enum):
+    """Tells an argument that was left out from None."""
+
+    UNSET = enum.auto()
+
+
+UNSET = Unset.UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsettled:
+    """A record of which the medium could not say whether it was published."""
+
+    record: Record
+    branch: str
+    commit: ObjectId
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a commit builds on: its parents, and the `tip` that the branch must still have when it is published."""
+
+    branch: str
+    tip: ObjectId | None
+    parents: tuple[ObjectId, ...]
+
+
+class Branches:
+    """The refs of one store as one `Store` sees them. Safe to use from many threads."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._lock = threading.RLock()
+        self._loaded: dict[str, ObjectId] = {}
+        self._unsettled: _Unsettled | None = None
+
+    # -- parents ------------------------------------------------------------------------------------------------
+
+    def base(
+        self, branch: str, wanted: ObjectId | None, root: Record, describe: Callable[[ObjectId], str]
+    ) -> Base:
+        """What a commit on `branch` begun under `root` builds on; `wanted` is the parent that the caller asked for."""
+        check_name(branch, "branch")
+        tip = root.refs.get((RefKind.BRANCH, branch))
+        if tip is None:
+            check_ref(root.refs, (RefKind.BRANCH, branch))
+        with self._lock:
+            ours = self._loaded.get(branch)
+        if wanted is not None:
+            if tip is not None and wanted != tip:
+                raise RefConflict(
+                    f"branch {branch} is at {short(tip)}, not at the parent {short(wanted)}; name another branch, or "
+                    f"move this one with store.branch({branch!r}, rev, force=True)"
+                )
+            return Base(branch, tip, (wanted,))
+        if tip is None and ours is not None:
+            raise RefConflict(
+                f"branch {branch} was deleted since it was loaded; load it with default=None to start it anew"
+            )
+        if tip is not None and ours is None:
+            raise RefConflict(
+                f"branch {branch} holds {describe(tip)}; load it to resume, name another branch, "
+                f'or pass parent="{branch}"'
+            )
+        if tip != ours:
+            raise RefConflict(_moved(branch, ours, tip))
+        return Base(branch, tip, () if tip is None else (tip,))
+
+    def remember_if_branch(self, name: str, commit: ObjectId, root: Record) -> None:
+        """Note that `commit` was loaded by the plain name of a branch."""
+        if root.refs.get((RefKind.BRANCH, name)) == commit:
+            with self._lock:
+                self._loaded[name] = commit
+
+    def forget(self, branch: str) -> None:
+        with self._lock:
+            self._loaded.pop(branch, None)
+
+    # -- publishing ---------------------------------------------------------------------------------------------
+
+    def advance(self, base: Base, commit: ObjectId, why: str) -> None:
+        """Publish `commit` as the branch's tip, durably. A race for the number is run again; one for the branch is lost."""
+        branch, ref = base.branch, (RefKind.BRANCH, base.branch)
+        try:
+            self._publish(lambda root: self._advanced(root, ref, base.tip, commit), why, (branch, commit))
+        except OSError as error:
+            raise CasError(
+                f"the commit on {branch} was not published: {error}; the branch is as it was, commit again"
+            ) from error
+        with self._lock:
+            self._loaded[branch] = commit
+
+    def _advanced(self, root: Record, ref: Ref, expected: ObjectId | None, commit: ObjectId) -> Refs:
+        tip = root.refs.get(ref)
+        if tip != expected:
+            raise RefConflict(_moved(ref[1], expected, tip))
+        if tip is None:
+            check_ref(root.refs, ref)
+        return {**root.refs, ref: commit}
+
+    def set(self, ref: Ref, commit: ObjectId, force: bool) -> None:
+        """Make a ref, or with `force` move it."""
+        kind, name = ref
+        check_name(name, kind.name.lower())
+
+        def change(root: Record) -> Refs:
+            if ref not in root.refs:
+                check_ref(root.refs, ref)
+            elif not force:
+                raise Exists(f"{kind.name.lower()} {name} exists, at {short(root.refs[ref])}; {_WAYS[kind]}")
+            return {**root.refs, ref: commit}
+
+        self._publish(change, f"{kind.name.lower()} {name}{' forced' if force else ''}")
+        if kind is RefKind.BRANCH:
+            with self._lock:
+                self._loaded[name] = commit
+
+    def delete(self, ref: Ref) -> None:
+        kind, name = ref
+
+        def change(root: Record) -> Refs:
+            if ref not in root.refs:
+                raise NotFound(f"there is no {kind.name.lower()} {name}")
+            return {other: commit for other, commit in root.refs.items() if other != ref}
+
+        self._publish(change, f"delete {kind.name.lower()} {name}")
+        if kind is RefKind.BRANCH:
+            self.forget(name)
+
+    def _publish(
+        self, change: Callable[[Record], Refs], why: str, commit: tuple[str, ObjectId] | None = None
+    ) -> None:
+        """Publish the root with `change` made to its refs; `change` runs again on every root that came first."""
+        while True:
+            root = self._log.head()
+            record = root.successor(change(root), why)
+            try:
+                if self._log.publish(record):
+                    return
+            except CommitUnknown:
+                if commit is not None:
+                    with self._lock:
+                        self._unsettled = _Unsettled(record, *commit)
+                raise
+
+    def settle(self) -> None:
+        """Find out what became of a record after `CommitUnknown`, by sending the very same one again."""
+        with self._lock:
+            unsettled = self._unsettled
+            if unsettled is None:
+                return
+            if self._log.publish(unsettled.record):
+                self._loaded[unsettled.branch] = unsettled.commit
+            self._unsettled = None
+
+
+_WAYS = {
+    RefKind.BRANCH: "pass force=True to move it",
+    RefKind.TAG: "a tag does not move, delete it first",
+    RefKind.TRACKING: "only fetch moves it",
+}
+
+
+def check_ref(refs: Refs, ref: Ref) -> None:
+    """`Exists` if a new ref would stand where another makes it ambiguous."""
+    for kind, name in refs:
+        if name == ref[1] and kind is not ref[0]:
+            raise Exists(f"there is a {kind.name.lower()} called {name}; choose another name")
+    check_free(refs, ref[1])
+
+
+def _moved(branch: str, ours: ObjectId | None, tip: ObjectId | None) -> str:
+    was = "did not exist" if ours is None else f"was at {short(ours)}"
+    now = "does not exist any more" if tip is None else f"is at {short(tip)}"
+    return f"branch {branch} {was} and {now}: another writer moved it; load it to go on from there, or name another"

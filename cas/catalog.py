@@ -1,0 +1,91 @@
+"""The packs of a store as the index knows them, kept in step with the packs that are listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from . import pack
+from .backend import Backend
+from .block import ObjectId
+from .errors import CasError, NotFound
+from .index import Index, open_index
+from .pack import Location, PackId, Table
+
+
+class Catalog:
+    """Finds objects. Opens the index when it is first needed. Safe to use from many threads."""
+
+    def __init__(self, backend: Backend, index_folder: Path) -> None:
+        self._backend = backend
+        self._folder = index_folder
+        self._index: Index | None = None
+        self.damaged: dict[PackId, CasError] = {}
+        """Packs whose table could not be read at the last refresh, and why."""
+
+    @property
+    def index(self) -> Index:
+        if self._index is None:
+            self._index = open_index(self._folder)
+            self.refresh()
+        return self._index
+
+    def refresh(self) -> None:
+        """Take up packs that are listed and unknown, forget packs that are known and gone.
+
+        Directories that hold unknown packs are synced first: what is found here is leant on, and another writer's
+        pack may have a name that a power cut would still take away.
+        """
+        index = self.index
+        listed = self._listed()
+        known = index.packs()
+        lost = {name for name, size in known.items() if listed.get(name) != size}
+        if lost:
+            index.drop(lost)
+        fresh = [name for name in listed if name not in known or name in lost]
+        folders = {pack.name_of(name).rpartition("/")[0] for name in fresh}
+        for folder in sorted(folders | {pack.FOLDER} if folders else ()):
+            self._backend.sync(folder)
+        self.damaged = {}
+        for name in fresh:
+            self._take_up(index, name)
+
+    def _take_up(self, index: Index, name: PackId) -> None:
+        try:
+            index.add(pack.read_table(self._backend, name))
+        except NotFound:
+            pass  # deleted since it was listed
+        except CasError as error:
+            self.damaged[name] = error
+
+    def _listed(self) -> dict[PackId, int]:
+        files = self._backend.list(pack.FOLDER)
+        return {name: info.size for info in files if (name := pack.id_of(info.name)) is not None}
+
+    def add(self, table: Table) -> None:
+        """Take up a pack that this process has just made durable."""
+        self.index.add(table)
+
+    def known(self, ids: Sequence[ObjectId]) -> set[ObjectId]:
+        """Those of `ids` that lie in some pack."""
+        return self.index.known(ids)
+
+    def locate(self, ids: Iterable[ObjectId]) -> dict[ObjectId, list[Location]]:
+        """Every row of each object; where one is unknown the packs are listed again first. Unknown ones are left out."""
+        wanted = list(dict.fromkeys(ids))
+        found = self.index.find_many(wanted)
+        if len(found) < len(wanted):
+            self.refresh()
+            found = self.index.find_many(wanted)
+        return found
+
+    def why_missing(self) -> str:
+        """What to add to an error about an object that is nowhere."""
+        if not self.damaged:
+            return "restore its pack from another copy; `cas fsck` lists what is affected"
+        return "; ".join(str(error) for error in self.damaged.values())
+
+    def close(self) -> None:
+        if self._index is not None:
+            self._index.close()
+            self._index = None

@@ -1,0 +1,226 @@
+"""Making one commit: what is to be stored, and the write order from blocks to the published record.
+
+    1. blocks into packs, packs durable      2. lists, layouts, trees, the commit close the last pack, durable
+    3. publish log/<seq + 1>                 4. only now is the commit acknowledged
+
+A crash or an error before 3 leaves the old root whole and at worst packs that nothing names; nothing is cleaned up.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, TypedDict
+
+from . import objects
+from .backend import Backend, Buffer
+from .block import Kind, ObjectId
+from .branches import Base
+from .catalog import Catalog
+from .codecs import CODEC_NAMES, CodecName
+from .commits import Commit, Stats, commit_of
+from .errors import Invalid, NotFound
+from .log import user
+from .nodes import INLINE_TEXT, MAX_BYTES, Node, Tag
+from .objects import Sizes, encode_commit, encode_tree
+from .state import Container, Leaf, Walk, tree_node
+from .writer import ObjectWriter
+
+
+class FileSource:
+    """A file's bytes, read when they are stored. A file that changes its size meanwhile is refused."""
+
+    device = None
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        try:
+            self.nbytes = os.stat(self._path).st_size
+            if not os.path.isfile(self._path):
+                raise Invalid(f"{self._path} in files= is not a regular file")
+        except FileNotFoundError as error:
+            raise NotFound(f"{self._path} in files= is not there") from error
+
+    def read(self, start: int, stop: int) -> Buffer:
+        with open(self._path, "rb") as file:
+            file.seek(start)
+            data = file.read(stop - start)
+            if len(data) < stop - start or os.fstat(file.fileno()).st_size != self.nbytes:
+                raise Invalid(f"{self._path} changed while it was read; commit again")
+        return data
+
+
+class CommitOptions(TypedDict, total=False):
+    """What `commit` and `commit_async` take beside the state.
+
+    branch: `main` unless given. step, message, meta, metrics: kept in the commit and shown by `log`; metrics are
+    numbers or 0-dim tensors by name, meta small plain values. files: paths by the name they have on checkout.
+    parent: a revision that must be the branch's tip, instead of what this Store last loaded there.
+    codec: `auto` compresses while the disk is behind; `raw`, `zstd`, `planes` always do the same.
+    allow_pickle: pickle what is neither tensor nor plain value; loading then needs it too.
+    group: None for this process alone, needed where the job has several.
+    """
+
+    branch: str
+    step: int | None
+    metrics: Mapping[str, Any] | None
+    message: str
+    meta: Mapping[str, Any] | None
+    files: Mapping[str, str | os.PathLike[str]] | None
+    parent: str | None
+    codec: CodecName
+    allow_pickle: bool
+    group: Any
+
+
+@dataclass(slots=True)
+class Request:
+    """All that a commit will say, checked, before anything is stored. `skeleton` is the state's."""
+
+    base: Base
+    step: int | None
+    message: str
+    metrics: Node
+    meta: Node
+    files: list[tuple[str, Leaf]]
+    skeleton: Any
+    leaves: list[Leaf]
+    codec: CodecName
+    started: float
+
+    @property
+    def all_leaves(self) -> list[Leaf]:
+        return self.leaves + [leaf for _, leaf in self.files]
+
+
+def request(state: Any, options: CommitOptions, base: Base, started: float) -> Request:
+    """The checked request; errors name the argument or the path in the state."""
+    codec, message = options.get("codec", "auto"), options.get("message", "")
+    if codec not in CODEC_NAMES:
+        raise Invalid(f"codec is one of {', '.join(CODEC_NAMES)}, not {codec!r}")
+    if not isinstance(message, str):
+        raise Invalid(f"message is a text, not {message!r:.60}")
+    skeleton, leaves = state_skeleton(state, options.get("allow_pickle", False))
+    return Request(
+        base=base,
+        step=step_of(options.get("step")),
+        message=message,
+        metrics=metrics_node(options.get("metrics") or {}),
+        meta=meta_node(options.get("meta") or {}),
+        files=files_of(options.get("files") or {}),
+        skeleton=skeleton,
+        leaves=leaves,
+        codec=codec,
+        started=started,
+    )
+
+
+def state_skeleton(state: Any, allow_pickle: bool) -> tuple[Any, list[Leaf]]:
+    """The state's skeleton and leaves; errors name the path."""
+    walk = Walk(allow_pickle)
+    return walk.visit(state), walk.leaves
+
+
+def files_of(files: Mapping[str, str | os.PathLike[str]]) -> list[tuple[str, Leaf]]:
+    """Side files as leaves, by the relative name that they will have on checkout."""
+    found = []
+    for name, path in files.items():
+        if not isinstance(name, str) or not _is_safe_name(name):
+            raise Invalid(f"{name!r} in files= is no safe file name; use a relative name without ..")
+        found.append((name, Leaf((name,), FileSource(path), None, Tag.BYTES)))
+    return found
+
+
+def _is_safe_name(name: str) -> bool:
+    parts = name.split("/")
+    whole = str(PurePosixPath(name)) == name and not name.startswith("/")
+    return whole and name.isprintable() and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
+
+
+def metrics_node(metrics: Mapping[str, Any]) -> Node:
+    """Metrics as a dict node: numbers, or 0-dim tensors that become numbers."""
+    return [Tag.DICT, [[_metric_name(name), _number(name, value)] for name, value in metrics.items()]]
+
+
+def _metric_name(name: Any) -> str:
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise Invalid(f"a metric is called by a printable text, not {name!r}")
+    return name
+
+
+def _number(name: str, value: Any) -> int | float:
+    if hasattr(value, "item") and math.prod(getattr(value, "shape", ())) == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise Invalid(f"metric {name} is {value!r:.60}; give a number or a 0-dim tensor")
+    if isinstance(value, numbers.Integral) and -MAX_BYTES <= value <= MAX_BYTES:
+        return int(value)
+    return float(value)
+
+
+def meta_node(meta: Mapping[str, Any]) -> Node:
+    """Metadata as a dict node; only small plain values, since every `log` reads them."""
+    skeleton, leaves = state_skeleton(dict(meta), False)
+    if leaves:
+        raise Invalid(f"meta= holds a tensor or over {INLINE_TEXT} bytes at {leaves[0].path[-1]!r}; put it in the state")
+    return _inline(skeleton)
+
+
+def _inline(skeleton: Any) -> Node:
+    if not isinstance(skeleton, Container):
+        return skeleton
+    nodes = [_inline(child) for child in skeleton.children]
+    pairs = nodes if skeleton.keys is None else [list(pair) for pair in zip(skeleton.keys, nodes, strict=True)]
+    return [skeleton.tag, pairs]
+
+
+def step_of(step: Any) -> int | None:
+    if step is None:
+        return None
+    try:
+        number = operator.index(step.item() if hasattr(step, "item") else step)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise Invalid(f"step is a whole number, not {step!r:.60}") from error
+    if isinstance(step, bool) or abs(number) > MAX_BYTES:
+        raise Invalid(f"step is a whole number of 64 bits, not {step!r:.60}")
+    return number
+
+
+def write(
+    request: Request, backend: Backend, catalog: Catalog, block_size: int, threads: int
+) -> tuple[ObjectId, objects.Commit, int, int]:
+    """Steps 1 and 2: all objects durable. Returns id, commit, blocks and new blocks; nothing is published."""
+    with ObjectWriter(backend, catalog, block_size, request.codec, threads) as writer:
+        blocks = writer.store(request.all_leaves)
+        tree = writer.put(Kind.TREE, encode_tree(tree_node(request.skeleton, writer.put)))
+        counters = writer.counters
+        raw = sum(leaf.source.nbytes for leaf in request.all_leaves if leaf.tied_to is None)
+        commit = objects.Commit(
+            tree=tree,
+            parents=request.base.parents,
+            time=time.time_ns() // 1000,
+            author=f"{user()}@{socket.gethostname()}",
+            message=request.message,
+            step=request.step,
+            metrics=request.metrics,
+            meta=request.meta,
+            files=[Tag.DICT, [[name, leaf.node()] for name, leaf in request.files]],
+            sizes=Sizes(raw, counters.new_raw, counters.new_stored),
+        )
+        name = writer.put(Kind.COMMIT, encode_commit(commit))
+        writer.finish()
+    return name, commit, blocks, counters.new_blocks
+
+
+def result(name: ObjectId, commit: objects.Commit, request: Request, blocks: int, new_blocks: int) -> Commit:
+    """What the caller of `commit` gets."""
+    sizes, seconds = commit.sizes, time.perf_counter() - request.started
+    stats = Stats(sizes.raw, sizes.new_raw, sizes.new_stored, blocks, new_blocks, seconds)
+    return commit_of(name, commit, request.base.branch, stats)

@@ -1,0 +1,59 @@
+"""`cas.json`: what makes a directory a store. Written once, never changed.
+
+One line of JSON, keys in this order: magic, version, id (32 hex digits), block_size, and blake3, which is the BLAKE3
+of the line as it would stand without it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from .backend import Backend
+from .block import MIN_BLOCK_SIZE
+from .errors import Corrupt, Invalid, Unsupported
+from .grid import MAX_CELL
+
+NAME = "cas.json"
+_MAGIC = "cas-checkpoints"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a store is: a random id, and the largest block in bytes that new cuts make."""
+
+    id: str
+    block_size: int
+
+
+def new_identity(block_size: int) -> Identity:
+    valid = type(block_size) is int and MIN_BLOCK_SIZE <= block_size <= MAX_CELL
+    if not valid or block_size & (block_size - 1):
+        raise Invalid(f"block_size is a power of two from {MIN_BLOCK_SIZE} to {MAX_CELL} bytes, not {block_size!r}")
+    return Identity(secrets.token_hex(16), block_size)
+
+
+def encode(identity: Identity) -> bytes:
+    fields = {"magic": _MAGIC, "version": _VERSION, "id": identity.id, "block_size": identity.block_size}
+    digest = blake3(json.dumps(fields).encode()).hexdigest()
+    return json.dumps({**fields, "blake3": digest}).encode() + b"\n"
+
+
+def read(backend: Backend) -> Identity:
+    """The store's identity, checked; `NotFound` where there is no store."""
+    data = backend.read(NAME)
+    try:
+        fields = json.loads(data)
+        identity = Identity(fields["id"], fields["block_size"])
+        version = fields["version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Corrupt(f"{NAME} of {backend.url} is damaged: {error!r}; restore it from another copy") from error
+    if version != _VERSION and isinstance(version, int) and fields.get("magic") == _MAGIC:
+        raise Unsupported(f"store {backend.url} has format version {version}; this release reads version {_VERSION}")
+    if type(identity.block_size) is not int or encode(identity) != data:
+        raise Corrupt(f"{NAME} of {backend.url} does not match its checksum; restore it from another copy")
+    return identity

@@ -1,0 +1,301 @@
+"""The index: object id to every row that holds it. Derived from pack tables, never the truth.
+
+LMDB has no page checksums, so it is only opened when it is known to be whole. The file `clean`, written when the
+last process closes, holds size and BLAKE3 of `data.mdb`; the first process to open compares it under a lock and
+builds the index anew when it differs or is missing, so a crash or a power cut costs a rebuild and nothing else.
+That is also why LMDB need not sync while it is open. Rows that cannot be written, because another process holds the
+lock too long or the directory is read-only, stay in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import lmdb
+from blake3 import blake3
+
+from .block import ID_SIZE, ObjectId
+from .pack import ROW, Location, PackId, Row, Table
+
+_log = logging.getLogger("cas")
+_INITIAL_MAP = 1 << 30
+_LOCK_DEADLINE = 5.0
+"""Seconds to wait for another process's write before keeping the rows in memory."""
+_PACK_SIZE = 16
+
+
+def _value(pack: PackId, row: bytes) -> bytes:
+    return pack + row[ID_SIZE:]
+
+
+def _location(name: ObjectId, value: bytes) -> Location:
+    return Location(PackId(value[:_PACK_SIZE]), Row._make(ROW.unpack(name + value[_PACK_SIZE:])))
+
+
+def _items(table: Table) -> list[tuple[bytes, bytes]]:
+    """The table as sorted (id, value) pairs: LMDB takes sorted keys several times as fast."""
+    data, step = table.rows.tobytes(), ROW.size
+    rows = [data[at : at + step] for at in range(0, len(data), step)]
+    return sorted((row[:ID_SIZE], _value(table.pack, row)) for row in rows)
+
+
+class Index:
+    """Safe to use from many threads and many processes. Opened by `open_index`, one for each path and process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._users = 0
+        self._mutex = threading.RLock()
+        self._memory: dict[bytes, list[Location]] = {}
+        self._memory_packs: dict[PackId, int] = {}
+        self._env: Any = None
+        self._open()
+
+    # -- opening and closing ------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._pid = os.getpid()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._guard = os.open(self._folder / "open.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            _log.info("index %s is kept in memory: %s", self._folder, error)
+            self._guard = -1
+            return
+        if self._first_opener():
+            self._check_or_discard()
+            fcntl.flock(self._guard, fcntl.LOCK_SH)
+        self._env = lmdb.open(
+            str(self._folder), map_size=_INITIAL_MAP, max_dbs=2, sync=False, max_readers=1024, readahead=False
+        )
+        self._env.reader_check()
+        self._rows = self._env.open_db(b"rows", dupsort=True, dupfixed=True)
+        self._packs = self._env.open_db(b"packs")
+
+    def _first_opener(self) -> bool:
+        """Hold the guard: exclusively as the only process, shared beside others that have checked the index."""
+        while True:
+            for mode, alone in ((fcntl.LOCK_EX, True), (fcntl.LOCK_SH, False)):
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(self._guard, mode | fcntl.LOCK_NB)
+                    return alone
+            time.sleep(0.005)
+
+    def _check_or_discard(self) -> None:
+        """Remove an index that is not byte for byte the one that was closed, and the flag in any case."""
+        flag, data = self._folder / "clean", self._folder / "data.mdb"
+        try:
+            whole = flag.read_bytes() == _fingerprint(data)
+        except FileNotFoundError:
+            whole = False
+        flag.unlink(missing_ok=True)
+        if not whole:
+            for path in (data, self._folder / "lock.mdb"):
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give up one use; the last use of the last process leaves the flag that the index is whole."""
+        with _registry_lock:
+            self._users -= 1
+            if self._users:
+                return
+            _registry.pop(self._folder, None)
+        if self._env is None or self._pid != os.getpid():
+            return
+        with self._mutex:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._env.sync(True)
+                self._env.close()
+                self._mark_clean()
+            self._env.close()
+            self._env = None
+            os.close(self._guard)
+
+    def _mark_clean(self) -> None:
+        temporary = self._folder / "clean.new"
+        temporary.write_bytes(_fingerprint(self._folder / "data.mdb"))
+        os.replace(temporary, self._folder / "clean")
+
+    def _here(self) -> None:
+        """After a fork the child opens its own environment; the parent's is left alone."""
+        if self._pid != os.getpid():
+            self._mutex = threading.RLock()
+            self._env = None
+            self._open()
+
+    # -- looking up ---------------------------------------------------------------------------------------------
+
+    def known(self, ids: Sequence[ObjectId]) -> set[ObjectId]:
+        """Those of `ids` that have a row."""
+        self._here()
+        with self._mutex:
+            found = {name for name in ids if name in self._memory}
+            if self._env is not None:
+                with self._reading() as txn, txn.cursor(self._rows) as cursor:
+                    found.update(key for key, _ in cursor.getmulti(ids))
+            return found
+
+    def find(self, name: ObjectId) -> list[Location]:
+        """Every row of an object, none if it is unknown."""
+        return self.find_many([name]).get(name, [])
+
+    def find_many(self, ids: Iterable[ObjectId]) -> dict[ObjectId, list[Location]]:
+        """Every row of every known object of `ids`."""
+        self._here()
+        wanted = list(dict.fromkeys(ids))
+        with self._mutex:
+            found = {name: list(self._memory[name]) for name in wanted if name in self._memory}
+            if self._env is not None:
+                with self._reading() as txn, txn.cursor(self._rows) as cursor:
+                    for key, value in cursor.getmulti(wanted, dupdata=True):
+                        found.setdefault(key, []).append(_location(key, value))
+        return found
+
+    def rows(self) -> list[Location]:
+        """Every row there is."""
+        self._here()
+        with self._mutex:
+            found = [place for places in self._memory.values() for place in places]
+            if self._env is not None:
+                with self._reading() as txn, txn.cursor(self._rows) as cursor:
+                    found.extend(_location(key, value) for key, value in cursor)
+        return found
+
+    def match(self, low: bytes, high: bytes, limit: int) -> list[Location]:
+        """Up to `limit` rows whose ids lie in low <= id <= high."""
+        self._here()
+        with self._mutex:
+            found = [place for name, places in self._memory.items() if low <= name <= high for place in places]
+            if self._env is not None:
+                with self._reading() as txn, txn.cursor(self._rows) as cursor:
+                    if cursor.set_range(low):
+                        for key, value in cursor:
+                            if key > high or len(found) >= limit:
+                                break
+                            found.append(_location(key, value))
+        return found
+
+    def packs(self) -> dict[PackId, int]:
+        """Every pack whose rows are here, with its size in bytes."""
+        self._here()
+        with self._mutex:
+            found = dict(self._memory_packs)
+            if self._env is not None:
+                with self._reading() as txn:
+                    for key, value in txn.cursor(self._packs):
+                        found[PackId(key)] = int.from_bytes(value, "little")
+        return found
+
+    # -- changing -----------------------------------------------------------------------------------------------
+
+    def add(self, table: Table) -> None:
+        """Add a pack's rows. The pack's name must be durable: others will lean on what is found here."""
+        self._here()
+        items = _items(table)
+
+        def put(txn: Any) -> None:
+            if txn.put(table.pack, table.size.to_bytes(8, "little"), db=self._packs, overwrite=False):
+                with txn.cursor(self._rows) as cursor:
+                    cursor.putmulti(items, dupdata=True)
+
+        with self._mutex:
+            if not self._write(put):
+                self._memory_packs[table.pack] = table.size
+                for name, value in items:
+                    self._memory.setdefault(name, []).append(_location(ObjectId(name), value))
+
+    def drop(self, packs: Set[PackId]) -> None:
+        """Forget the rows of packs that are gone."""
+        self._here()
+
+        def remove(txn: Any) -> None:
+            for pack in packs:
+                txn.delete(pack, db=self._packs)
+            with txn.cursor(self._rows) as cursor:
+                more = cursor.first()
+                while more:
+                    gone = cursor.value()[:_PACK_SIZE] in packs
+                    more = cursor.delete() and cursor.key() != b"" if gone else cursor.next()
+
+        with self._mutex:
+            for pack in packs:
+                self._memory_packs.pop(pack, None)
+            kept = ((name, [p for p in places if p.pack not in packs]) for name, places in self._memory.items())
+            self._memory = {name: places for name, places in kept if places}
+            if not self._write(remove) and self._env is not None:
+                _log.warning("index %s is busy: rows of %d lost packs stay", self._folder, len(packs))
+
+    def _write(self, change: Callable[[Any], None]) -> bool:
+        """Run `change` in a write transaction, growing the map as needed; False if the lock cannot be had."""
+        if self._env is None:
+            return False
+        lock = os.open(self._folder / "write.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if not _lock_by(lock, time.monotonic() + _LOCK_DEADLINE):
+                return False
+            while True:
+                try:
+                    with self._env.begin(write=True) as txn:
+                        change(txn)
+                    return True
+                except lmdb.MapFullError:
+                    self._env.set_mapsize(self._env.info()["map_size"] * 2)
+                except lmdb.MapResizedError:
+                    self._env.set_mapsize(0)
+        finally:
+            os.close(lock)
+
+    def _reading(self) -> Any:
+        try:
+            return self._env.begin()
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)
+            return self._env.begin()
+
+
+def _lock_by(lock: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.002)
+
+
+def _fingerprint(data: Path) -> bytes:
+    digest = blake3(max_threads=blake3.AUTO).update_mmap(data).hexdigest()
+    return f"{data.stat().st_size} {digest}\n".encode()
+
+
+_registry: dict[Path, Index] = {}
+_registry_lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _registry_lock
+    _registry_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def open_index(folder: Path) -> Index:
+    """The process's index in `folder`; every call is matched by one `close`."""
+    folder = folder.resolve()
+    with _registry_lock:
+        index = _registry.get(folder)
+        if index is None:
+            index = _registry[folder] = Index(folder)
+        index._users += 1
+        return index

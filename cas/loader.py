@@ -1,0 +1,220 @@
+"""From a commit's tree back to a nested state."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import frameworks
+from .arrays import scalar_value
+from .block import ObjectId, short
+from .dtypes import DTYPES
+from .errors import CasError, Corrupt, Invalid, Unsupported
+from .extent import Extent, extent_of
+from .grid import Box
+from .nodes import KEYED_TAGS, LISTED_TAGS, MAX_DEPTH, LongEntry, Node, Tag, TensorEntry, int_of, long_of, tensor_of
+from .objects import entries_of
+from .paths import Path, format_path
+from .reader import BlockReader, BlockUse, Objects
+from .tensors import Adapter
+
+MISSING: Any = object()
+"""Stands for a part of the state that was not asked for, or a target that was not given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Names what a block belongs to, once an error asks."""
+
+    path: Path
+    commit: ObjectId
+
+    def __str__(self) -> str:
+        return f"{format_path(self.path)} in commit {short(self.commit)}"
+
+
+@dataclass(slots=True)
+class _Container:
+    """A container whose children may still be pending; `target` is what `into` gave for it."""
+
+    tag: Tag
+    keys: list[Any]
+    children: list[Any]
+    target: Any
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A leaf whose bytes are read with all others; `finish` then makes it what the caller gets."""
+
+    finish: Callable[[], Any]
+    done: Any = MISSING
+
+    def value(self) -> Any:
+        if self.done is MISSING:
+            self.done = self.finish()
+        return self.done
+
+
+@dataclass(slots=True)
+class Loader:
+    """One load of one commit: `plan` walks the tree, `run` reads everything at once and assembles the state."""
+
+    objects: Objects
+    blocks: BlockReader
+    commit: ObjectId
+    only: Callable[[Path], bool] | None = None
+    device: Any = None
+    allow_pickle: bool = False
+    _uses: list[BlockUse] = field(default_factory=list)
+    _tied: dict[int, tuple[TensorEntry, _Pending]] = field(default_factory=dict)
+
+    def load(self, tree: ObjectId, into: Any = MISSING) -> Any:
+        """The state under `tree`; tensors of `into`, a state of the same form, are filled in place."""
+        skeleton = self._plan(self.objects.tree(tree), (), into)
+        if skeleton is MISSING:
+            raise Invalid("the patterns in only= match nothing in this commit; see `cas show`")
+        self.blocks.fill(self._uses)
+        return _assemble(skeleton)
+
+    def values(self, node: Node) -> Any:
+        """The value of a node that stands in a commit object itself."""
+        skeleton = self._plan(node, (), MISSING)
+        self.blocks.fill(self._uses)
+        return _assemble(skeleton)
+
+    # -- planning -----------------------------------------------------------------------------------------------
+
+    def _plan(self, node: Node, path: Path, target: Any) -> Any:
+        if type(node) is not list:
+            return node if self._wanted(path) else MISSING
+        if len(path) > MAX_DEPTH:
+            raise Corrupt(f"commit {short(self.commit)} is nested deeper than {MAX_DEPTH} levels")
+        held = entries_of(node, self.objects.tree)
+        if held is not None:
+            return self._container(*held, path, target)
+        if not self._wanted(path):
+            return MISSING
+        try:
+            return self._leaf(node, path, target)
+        except CasError as error:
+            raise type(error)(f"{Owner(path, self.commit)} {error}") from error
+
+    def _wanted(self, path: Path) -> bool:
+        return self.only is None or self.only(path)
+
+    def _container(self, tag: Tag, entries: list[Node], path: Path, target: Any) -> Any:
+        keys = [entry[0] for entry in entries] if tag in KEYED_TAGS else list(range(len(entries)))
+        nodes = [entry[1] for entry in entries] if tag in KEYED_TAGS else entries
+        if target is not MISSING:
+            self._check_target(tag, keys, path, target)
+        children = []
+        for key, node in zip(keys, nodes, strict=True):
+            below = MISSING if target is MISSING else target[key]
+            children.append(self._plan(node, (*path, key), below))
+        if all(child is MISSING for child in children) and (children or not self._wanted(path)):
+            return MISSING
+        return _Container(tag, keys, children, target)
+
+    def _check_target(self, tag: Tag, keys: list[Any], path: Path, target: Any) -> None:
+        """`Invalid` unless `into` has here what the commit has, or, with `only`, at least that."""
+        where = f"into= at {format_path(path)}"
+        if tag in KEYED_TAGS:
+            if not isinstance(target, dict):
+                raise Invalid(f"{where} is a {type(target).__name__}, the commit has a dict")
+            missing = [key for key in keys if key not in target]
+            extra = [] if self.only else [key for key in target if key not in set(keys)]
+            if missing or extra:
+                raise Invalid(f"{where} lacks {missing[:5]} and has {extra[:5]} that the commit does not have")
+        elif not isinstance(target, LISTED_TAGS[tag]) or len(target) != len(keys):
+            kind = LISTED_TAGS[tag].__name__
+            raise Invalid(f"{where} is not a {kind} of {len(keys)} items as in the commit")
+
+    def _leaf(self, node: Node, path: Path, target: Any) -> Any:
+        tag = Tag(node[0])
+        if tag is Tag.TENSOR:
+            return self._tensor(tensor_of(node), path, target)
+        if tag in (Tag.TEXT, Tag.BYTES, Tag.PICKLE):
+            return self._long(long_of(node), path)
+        if tag is Tag.BIGINT:
+            return int_of(node)
+        if tag is Tag.SCALAR:
+            return scalar_value(node[1], node[2])
+        return frameworks.named(node[1]).value(node[2], node[3])
+
+    def _long(self, entry: LongEntry, path: Path) -> _Pending:
+        if entry.tag is Tag.PICKLE and not self.allow_pickle:
+            raise Unsupported("is a pickled object; pass allow_pickle=True if you trust where the store came from")
+        extent = extent_of(entry.content, (entry.nbytes,), 1, self.objects)
+        data = bytearray(entry.nbytes)
+        self._uses.extend(extent.uses(Box.whole(extent.shape), memoryview(data), Owner(path, self.commit)))
+        return _Pending(lambda: _finish_long(entry.tag, data))
+
+    def _tensor(self, entry: TensorEntry, path: Path, target: Any) -> _Pending:
+        if entry.tie is not None and target is MISSING and entry.tie in self._tied:
+            first, pending = self._tied[entry.tie]
+            if first != entry:
+                raise Corrupt("is tied to a tensor that differs; the commit was not written by this format")
+            return pending
+        dtype = DTYPES[entry.dtype]
+        extent = extent_of(entry.content, entry.shape, dtype.itemsize, self.objects)
+        adapter = frameworks.named(entry.framework)
+        pending = self._tensor_into(entry, extent, adapter, path, target)
+        if entry.tie is not None:
+            self._tied[entry.tie] = (entry, pending)
+        return pending
+
+    def _tensor_into(
+        self, entry: TensorEntry, extent: Extent, adapter: Adapter, path: Path, target: Any
+    ) -> _Pending:
+        """Plan the reads; straight into `target` where its memory takes them."""
+        dtype = DTYPES[entry.dtype]
+        place = None if target is MISSING else adapter.host_bytes(target, dtype, entry.shape)
+        fresh = None
+        if place is None:
+            fresh, place = adapter.empty(dtype, entry.shape)
+        self._uses.extend(extent.uses(Box.whole(entry.shape), place, Owner(path, self.commit)))
+        if target is MISSING:
+            return _Pending(lambda: fresh if self.device is None else adapter.to_device(fresh, self.device))
+        return _Pending(lambda: _assigned(adapter, target, fresh))
+
+
+def _assigned(adapter: Adapter, target: Any, fresh: Any) -> Any:
+    if fresh is not None:
+        adapter.assign(target, fresh)
+    return target
+
+
+def _finish_long(tag: Tag, data: bytearray) -> Any:
+    if tag is Tag.BYTES:
+        return bytes(data)
+    if tag is Tag.PICKLE:
+        return pickle.loads(data)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise Corrupt(f"a text of the commit is not UTF-8: {error}") from error
+
+
+def _assemble(skeleton: Any) -> Any:
+    """Real containers from a plan whose reads are done. What was not asked for is left out; in a list it is None."""
+    if isinstance(skeleton, _Pending):
+        return skeleton.value()
+    if not isinstance(skeleton, _Container):
+        return skeleton
+    values = [_assemble(child) for child in skeleton.children]
+    if skeleton.tag in KEYED_TAGS:
+        pairs = [(key, value) for key, value in zip(skeleton.keys, values, strict=True) if value is not MISSING]
+        found = KEYED_TAGS[skeleton.tag]() if skeleton.target is MISSING else skeleton.target
+        for key, value in pairs:
+            found[key] = value
+        return found
+    kept = [None if value is MISSING else value for value in values]
+    if skeleton.target is not MISSING and skeleton.tag is Tag.LIST:
+        skeleton.target[:] = [
+            old if new is MISSING else new for old, new in zip(skeleton.target, values, strict=True)
+        ]
+        return skeleton.target
+    return LISTED_TAGS[skeleton.tag](kept)

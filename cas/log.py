@@ -1,0 +1,218 @@
+"""The log: the one thing in a store that changes. Its newest record is the root.
+
+    log/<seq, 20 digits>:  header 64 | body | BLAKE3 32 of header and body
+    body: [1, seq, read features, write features, refs, config, epoch, condemned, absent, update]
+    refs: [[kind, name, commit id], ...] sorted;  update: [write id 16, who, host, time in us, why]
+    root:  "<seq> <BLAKE3 of that record's file>\n<BLAKE3 of the line before>\n", a hint
+
+Publishing is create-if-absent of the next number, so exactly one of racing writers wins and the log is reflog and
+audit trail by construction. A record that exists but does not verify is `Corrupt`: falling back to an older root
+would take back commits that were acknowledged.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from blake3 import blake3
+
+from . import envelope
+from .backend import Backend, Unsettled
+from .block import ObjectId
+from .errors import CommitUnknown, Corrupt, Exists, NotFound, Unsupported
+from .nodes import Node, expect, is_id, pack, unpack
+from .refs import Ref, RefKind, Refs
+
+FOLDER = "log"
+HINT = "root"
+VERSION = 1
+_DIGEST = 32
+_logger = logging.getLogger("cas")
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Who published a record, where, when (microseconds of Unix time) and why. `write_id` tells writers apart."""
+
+    write_id: bytes
+    who: str
+    host: str
+    time: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A whole root. `refs` and `config` are never changed in place."""
+
+    seq: int
+    refs: Refs
+    update: Update
+    config: Mapping[str, Node] = field(default_factory=dict)
+
+    def successor(self, refs: Refs, why: str) -> Record:
+        """The next root, with these refs."""
+        return replace(self, seq=self.seq + 1, refs=dict(refs), update=new_update(why))
+
+
+def new_update(why: str) -> Update:
+    return Update(secrets.token_bytes(16), user(), socket.gethostname(), time.time_ns() // 1000, why)
+
+
+def user() -> str:
+    """The account's name, or its number where it has none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def first_record() -> Record:
+    return Record(1, {}, new_update("init"))
+
+
+def name_of(seq: int) -> str:
+    return f"{FOLDER}/{seq:020}"
+
+
+def encode_record(record: Record) -> bytes:
+    u = record.update
+    refs = [[kind, name, commit] for (kind, name), commit in sorted(record.refs.items())]
+    config = [[key, value] for key, value in sorted(record.config.items())]
+    update = [u.write_id, u.who, u.host, u.time, u.why]
+    body = pack([VERSION, record.seq, [], [], refs, config, 0, [], [], update])
+    data = envelope.header(envelope.FileKind.RECORD) + body
+    return data + blake3(data).digest()
+
+
+def decode_record(data: bytes, seq: int) -> Record:
+    """The record of number `seq`, verified and checked."""
+    what = f"log record {seq}"
+    if len(data) < envelope.SIZE + _DIGEST or blake3(data[:-_DIGEST]).digest() != data[-_DIGEST:]:
+        raise Corrupt(f"{what} does not match its checksum; restore {name_of(seq)} from another copy of the store")
+    envelope.check_header(data, envelope.FileKind.RECORD, what)
+    body = unpack(data[envelope.SIZE : -_DIGEST], what)
+    expect(type(body) is list and len(body) == 10, f"{what} has the wrong form")
+    version, number, read, write, refs, config, epoch, condemned, absent, update = body
+    if version != VERSION or read or write or epoch or condemned or absent:
+        raise Unsupported(f"{what} needs features that this release does not have: {read or write}; upgrade")
+    expect(number == seq, f"{what} carries the number {number}")
+    return Record(seq, _refs(refs, what), _update(update, what), _config(config, what))
+
+
+def _refs(items: Node, what: str) -> Refs:
+    expect(type(items) is list, f"{what} has malformed refs")
+    refs: dict[Ref, ObjectId] = {}
+    for item in items:
+        valid = type(item) is list and len(item) == 3 and item[0] in tuple(RefKind) and type(item[1]) is str
+        expect(valid and is_id(item[2]), f"{what} has a malformed ref")
+        refs[(RefKind(item[0]), item[1])] = ObjectId(item[2])
+    expect(len(refs) == len(items) and sorted(refs) == list(refs), f"{what} has refs twice or out of order")
+    return refs
+
+
+def _config(items: Node, what: str) -> Mapping[str, Node]:
+    pairs = type(items) is list and all(type(i) is list and len(i) == 2 and type(i[0]) is str for i in items)
+    expect(pairs and len({i[0] for i in items}) == len(items), f"{what} has a malformed config")
+    return dict(items)
+
+
+def _update(item: Node, what: str) -> Update:
+    valid = type(item) is list and len(item) == 5 and type(item[0]) is bytes and type(item[3]) is int
+    expect(valid and all(type(item[at]) is str for at in (1, 2, 4)), f"{what} has a malformed update")
+    return Update(*item)
+
+
+class Log:
+    """Reads and publishes records. Keeps nothing but the newest number seen. Safe to use from many threads."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._seen = 0
+
+    def head(self) -> Record:
+        """The root: the newest record, verified."""
+        seq = max(self._seen, self._hinted())
+        if seq == 0:
+            seq = self._listed()
+        while self._backend.exists(name_of(seq + 1)):
+            seq += 1
+        record = self.read(seq)
+        self._seen = seq
+        return record
+
+    def read(self, seq: int) -> Record:
+        """One record; `NotFound` below the first or above the last."""
+        return decode_record(self._backend.read(name_of(seq)), seq)
+
+    def records(self) -> Iterator[Record]:
+        """Every record, newest first."""
+        for seq in range(self.head().seq, 0, -1):
+            yield self.read(seq)
+
+    def publish(self, record: Record) -> bool:
+        """Make `record` the root, durably; False if another writer took its number.
+
+        `CommitUnknown` when the medium failed after the record had its name: see `settle`.
+        """
+        data = encode_record(record)
+        try:
+            self._backend.create(name_of(record.seq), data)
+        except Exists:
+            return self.settle(record)
+        except Unsettled as error:
+            raise CommitUnknown(
+                f"log record {record.seq} was written, but {self._backend.url} could not make it durable: {error}; "
+                "commit again to settle it"
+            ) from error
+        self._seen = max(self._seen, record.seq)
+        self._write_hint(record.seq, data)
+        return True
+
+    def settle(self, record: Record) -> bool:
+        """Whether this very record is in the log. Durable if so: it was only read, so the folder is synced first."""
+        try:
+            found = self.read(record.seq)
+        except NotFound:
+            return False
+        if found.update.write_id != record.update.write_id:
+            return False
+        self._backend.sync(FOLDER)
+        return True
+
+    def _hinted(self) -> int:
+        """The number in the hint, or 0; `Corrupt` if the hint verifies but its record is gone."""
+        try:
+            line, check, _ = self._backend.read(HINT).decode("ascii").split("\n")
+            seq = int(line.split(" ")[0])
+        except (NotFound, ValueError):
+            return 0
+        if check != blake3(line.encode()).hexdigest():
+            return 0
+        if not self._backend.exists(name_of(seq)):
+            raise Corrupt(f"log record {seq} was published and is gone; restore {name_of(seq)} from another copy")
+        return seq
+
+    def _listed(self) -> int:
+        names = [info.name.removeprefix(FOLDER + "/") for info in self._backend.list(FOLDER)]
+        numbers = [int(name) for name in names if len(name) == 20 and name.isdecimal()]
+        if not numbers:
+            raise Corrupt(f"store {self._backend.url} has no log records; restore its log/ from another copy")
+        return max(numbers)
+
+    def _write_hint(self, seq: int, data: bytes) -> None:
+        """Best effort: readers without the hint list the folder, so its loss costs time and nothing else."""
+        line = f"{seq} {blake3(data).hexdigest()}"
+        try:
+            self._backend.replace(HINT, f"{line}\n{blake3(line.encode()).hexdigest()}\n".encode())
+        except OSError as error:
+            _logger.info("the hint was not written: %s", error)
+
+

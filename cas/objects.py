@@ -1,0 +1,245 @@
+"""Structured objects: lists, layouts, trees and commits, as canonical bytes.
+
+Each is one MessagePack array in canonical form whose first item is the format version, 1:
+
+    list     [1, ids: bin of n x 32]                          the blocks of a shard in order, n <= 65,536
+    layout   [1, cell, [[start, shape, [list id, ...]], ...]]   start, shape: the shard's box in elements
+    tree     [1, node]
+    commit   [1, tree id, [parent id, ...], time, author, message, step or nil, metrics, meta, files, sizes]
+
+A container whose encoding exceeds 4 KiB is a tree of its own. One of more than 4,096 entries or 1 MiB is cut into
+parts: after a key whose CRC-32 is 0 modulo 1,024 (never for lists), at 4,096 entries, or when a part has reached
+1 MiB; so one changed entry rewrites one part. Metrics, meta and files are nodes; time is in microseconds of Unix
+time; sizes are [raw, new raw, new stored] bytes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from .block import ID_SIZE, Kind, ObjectId
+from .errors import Corrupt
+from .grid import Box
+from .nodes import (
+    KEYED_TAGS,
+    LISTED_TAGS,
+    MAX_BYTES,
+    Content,
+    Node,
+    Tag,
+    check_node,
+    expect,
+    is_id,
+    pack,
+    unpack,
+)
+
+VERSION = 1
+INLINE_CONTAINER = 4 << 10
+PART_ENTRIES = 4096
+PART_BYTES = 1 << 20
+PART_MODULUS = 1024
+LIST_IDS = 1 << 16
+
+Put = Callable[[Kind, bytes], ObjectId]
+"""Takes an object's bytes to be stored and returns its id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A box of the tensor and the lists that name its blocks in order."""
+
+    box: Box
+    lists: tuple[ObjectId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a tensor is cut: its cell in bytes, and its shards."""
+
+    cell: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of a commit: `raw` of the whole state, `new_raw` of its new blocks, `new_stored` as they lie in packs."""
+
+    raw: int
+    new_raw: int
+    new_stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a commit object says. `time` in microseconds of Unix time; `metrics`, `meta` and `files` are nodes."""
+
+    tree: ObjectId
+    parents: tuple[ObjectId, ...]
+    time: int
+    author: str
+    message: str
+    step: int | None
+    metrics: Node
+    meta: Node
+    files: Node
+    sizes: Sizes
+
+
+# -- containers ---------------------------------------------------------------------------------------------------
+
+
+def seal(tag: Tag, entries: list[Node], put: Put) -> Node:
+    """The node of a container: inline when small, else a reference to the tree that `put` stores.
+
+    `entries` are [key, node] pairs or, for lists and tuples, nodes.
+    """
+    if len(entries) > PART_ENTRIES:
+        return _seal_parts(tag, entries, put)
+    data = pack([tag, entries])
+    if len(data) > PART_BYTES:
+        return _seal_parts(tag, entries, put)
+    if len(data) <= INLINE_CONTAINER:
+        return msgspec.Raw(data)
+    return [Tag.REF, put(Kind.TREE, pack([VERSION, msgspec.Raw(data)]))]
+
+
+def _seal_parts(tag: Tag, entries: list[Node], put: Put) -> Node:
+    ids = [put(Kind.TREE, pack([VERSION, [tag, part]])) for part in _parts(tag, entries)]
+    return [Tag.REF, put(Kind.TREE, pack([VERSION, [Tag.PARTS, tag, ids]]))]
+
+
+def _parts(tag: Tag, entries: list[Node]) -> Iterator[list[msgspec.Raw]]:
+    part: list[msgspec.Raw] = []
+    size = 0
+    for entry in entries:
+        data = pack(entry)
+        part.append(msgspec.Raw(data))
+        size += len(data)
+        if len(part) == PART_ENTRIES or size >= PART_BYTES or (tag in KEYED_TAGS and _ends_part(entry[0])):
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _ends_part(key: str | int) -> bool:
+    return zlib.crc32(str(key).encode()) % PART_MODULUS == 0
+
+
+def encode_tree(node: Node) -> bytes:
+    return pack([VERSION, node])
+
+
+def decode_tree(data: bytes) -> Node:
+    """The node in a tree object, checked; references inside it are not followed."""
+    node = _versioned(data, 2, "a tree")[1]
+    check_node(node)
+    return node
+
+
+def entries_of(node: Node, tree: Callable[[ObjectId], Node]) -> tuple[Tag, list[Node]] | None:
+    """Tag and all entries of a container, following its reference and parts through `tree`; None for a leaf."""
+    if type(node) is list and node[0] == Tag.REF:
+        node = tree(ObjectId(node[1]))
+    if type(node) is not list or node[0] not in _CONTAINERS:
+        return None
+    if node[0] != Tag.PARTS:
+        return Tag(node[0]), node[1]
+    tag = Tag(node[1])
+    entries: list[Node] = []
+    for part in node[2]:
+        held = tree(ObjectId(part))
+        expect(type(held) is list and held[0] == tag, "a part of a container is of another kind")
+        entries.extend(held[1])
+    if tag in KEYED_TAGS:
+        expect(len({entry[0] for entry in entries}) == len(entries), "a container has a key twice")
+    return tag, entries
+
+
+_CONTAINERS = {*KEYED_TAGS, *LISTED_TAGS, Tag.PARTS}
+
+
+# -- lists and layouts --------------------------------------------------------------------------------------------
+
+
+def encode_list(ids: Iterable[ObjectId]) -> bytes:
+    return pack([VERSION, b"".join(ids)])
+
+
+def decode_list(data: bytes) -> list[ObjectId]:
+    joined = _versioned(data, 2, "a block list")[1]
+    expect(type(joined) is bytes and 0 < len(joined) <= LIST_IDS * ID_SIZE, "a block list has an impossible length")
+    expect(len(joined) % ID_SIZE == 0, "a block list is cut inside an id")
+    return [ObjectId(joined[at : at + ID_SIZE]) for at in range(0, len(joined), ID_SIZE)]
+
+
+def encode_layout(layout: Layout) -> bytes:
+    shards = [[list(s.box.start), list(s.box.shape), list(s.lists)] for s in layout.shards]
+    return pack([VERSION, layout.cell, shards])
+
+
+def decode_layout(data: bytes) -> Layout:
+    """The layout, its form checked; whether its boxes fit a tensor is for the reader, who knows the shape."""
+    _, cell, shards = _versioned(data, 3, "a layout")
+    expect(_is_size(cell) and cell > 0 and type(shards) is list and len(shards) > 0, "a layout has the wrong form")
+    return Layout(cell, tuple(_shard(item) for item in shards))
+
+
+def _shard(item: Node) -> Shard:
+    expect(type(item) is list and len(item) == 3 and all(type(part) is list for part in item), "a shard is malformed")
+    start, shape, lists = item
+    expect(len(start) == len(shape) and all(map(_is_size, start + shape)), "a shard has an impossible box")
+    expect(all(map(is_id, lists)), "a shard has an invalid list id")
+    return Shard(Box(tuple(start), tuple(shape)), tuple(lists))
+
+
+def store_content(blocks: list[ObjectId], box: Box, cell: int, put: Put) -> Content:
+    """The content of an unsharded entry with these blocks: `put` takes its lists and layout where it needs them."""
+    if len(blocks) == 0:
+        return Content(None, None)
+    if len(blocks) == 1:
+        return Content(blocks[0], None)
+    cuts = range(0, len(blocks), LIST_IDS)
+    lists = tuple(put(Kind.LIST, encode_list(blocks[at : at + LIST_IDS])) for at in cuts)
+    return Content(None, put(Kind.LAYOUT, encode_layout(Layout(cell, (Shard(box, lists),)))))
+
+
+# -- commits ------------------------------------------------------------------------------------------------------
+
+
+def encode_commit(commit: Commit) -> bytes:
+    c, sizes = commit, [commit.sizes.raw, commit.sizes.new_raw, commit.sizes.new_stored]
+    head = [VERSION, c.tree, list(c.parents), c.time, c.author, c.message, c.step]
+    return pack([*head, c.metrics, c.meta, c.files, sizes])
+
+
+def decode_commit(data: bytes) -> Commit:
+    fields = _versioned(data, 11, "a commit")
+    _, tree, parents, time, author, message, step, metrics, meta, files, sizes = fields
+    expect(is_id(tree) and type(parents) is list and all(map(is_id, parents)), "a commit names no valid objects")
+    expect(type(time) is int and type(author) is str and type(message) is str, "a commit has the wrong form")
+    expect(step is None or (type(step) is int and -MAX_BYTES <= step <= MAX_BYTES), "a commit has an invalid step")
+    expect(type(sizes) is list and len(sizes) == 3 and all(map(_is_size, sizes)), "a commit has invalid sizes")
+    for node in (metrics, meta, files):
+        check_node(node)
+        expect(type(node) is list and node[0] in (Tag.DICT, Tag.REF), "a commit's metadata is no dict")
+    ids = tuple(ObjectId(parent) for parent in parents)
+    return Commit(ObjectId(tree), ids, time, author, message, step, metrics, meta, files, Sizes(*sizes))
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MAX_BYTES
+
+
+def _versioned(data: bytes, length: int, what: str) -> list[Node]:
+    fields = unpack(data, what)
+    if type(fields) is not list or not fields or type(fields[0]) is not int:
+        raise Corrupt(f"{what} is not in this format")
+    if fields[0] != VERSION or len(fields) != length:
+        raise Corrupt(f"{what} has version {fields[0]} and {len(fields)} fields; this release reads version 1")
+    return fields

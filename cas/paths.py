@@ -1,0 +1,61 @@
+"""Paths of leaves in a state, as people write them, and patterns over them.
+
+`/` joins levels; dots belong to keys; a list index or int key prints as `[0]`. In keys `/` and `%` are escaped as
+%2F and %25, a leading `[` as %5B, control characters by their UTF-8 bytes, and an empty key is a lone `%`.
+A pattern without `*` is a prefix of levels; `*` stands for anything in one level, a level `**` for any levels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from .errors import Invalid
+
+Key = str | int
+Path = tuple[Key, ...]
+
+_ESCAPED = re.compile(r"[/%\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]|^\[")
+
+
+def format_key(key: Key) -> str:
+    if isinstance(key, int):
+        return f"[{key}]"
+    escaped = _ESCAPED.sub(lambda m: "".join(f"%{byte:02X}" for byte in m.group().encode()), key)
+    return escaped or "%"
+
+
+def format_path(path: Iterable[Key]) -> str:
+    """The path as text; `.` for the state itself."""
+    return "/".join(map(format_key, path)) or "."
+
+
+def parse_levels(text: str) -> list[str]:
+    """The levels of a path's text, still escaped."""
+    text = text.strip("/")
+    return text.split("/") if text and text != "." else []
+
+
+def matcher(patterns: str | Sequence[str]) -> Callable[[Path], bool]:
+    """A test for paths that any of the patterns matches."""
+    texts = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not all(isinstance(text, str) for text in texts):
+        raise Invalid(f"a pattern is a text such as model/**, not {patterns!r}")
+    pattern = re.compile("|".join(f"(?:{_regex(text)})" for text in texts))
+    return lambda path: pattern.fullmatch("/".join(map(format_key, path))) is not None
+
+
+def _regex(text: str) -> str:
+    levels = parse_levels(text)
+    if not levels:
+        return ".*"
+    if "*" not in text:
+        return re.escape("/".join(levels)) + "(?:/.*)?"
+    body = ""
+    for at, level in enumerate(levels):
+        slash = "/" if at + 1 < len(levels) else ""
+        if level == "**":
+            body += "(?:[^/]+/)*" if slash else "(?:[^/]+(?:/[^/]+)*)?"
+        else:
+            body += "[^/]*".join(map(re.escape, level.split("*"))) + slash
+    return body

@@ -1,0 +1,268 @@
+"""Reading: every byte is checked against its name before anyone sees it.
+
+`Objects` reads structured objects; `BlockReader` fills buffers from blocks, planned so that neighbours in a pack are
+read together, in parallel, within a fixed budget of memory. A row is a hint: the name is the judge, and when one
+row's bytes are bad another row of the object is tried.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from .backend import Backend
+from .block import MAX_BLOCK_SIZE, Codec, Kind, ObjectId, block_id, object_id, short
+from .catalog import Catalog
+from .codecs import Encoder
+from .crew import Crew
+from .errors import CasError, Corrupt, NotFound
+from .grid import Piece
+from .nodes import Node
+from .objects import Commit, Layout, decode_commit, decode_layout, decode_list, decode_tree
+from .pack import Location, name_of
+from .tensors import Array
+
+READ_BYTES = 8 << 20
+_CACHED_OBJECTS = 4096
+_CACHED_BYTES = 64 << 20
+T = TypeVar("T")
+
+
+class Objects:
+    """Structured objects by id, verified and decoded; small ones are remembered. Safe to use from many threads."""
+
+    def __init__(self, backend: Backend, catalog: Catalog) -> None:
+        self._backend = backend
+        self._catalog = catalog
+        self._encoder = Encoder()
+        self._lock = threading.RLock()
+        self._cache: OrderedDict[ObjectId, bytes] = OrderedDict()
+        self._cached = 0
+
+    def tree(self, name: ObjectId) -> Node:
+        return _naming(name, decode_tree, self.read(Kind.TREE, name))
+
+    def layout(self, name: ObjectId) -> Layout:
+        return _naming(name, decode_layout, self.read(Kind.LAYOUT, name))
+
+    def block_list(self, name: ObjectId) -> list[ObjectId]:
+        return _naming(name, decode_list, self.read(Kind.LIST, name))
+
+    def commit(self, name: ObjectId) -> Commit:
+        return _naming(name, decode_commit, self.read(Kind.COMMIT, name))
+
+    def read(self, kind: Kind, name: ObjectId) -> bytes:
+        """An object's canonical bytes; `NotFound` or `Corrupt` if no row gives them."""
+        with self._lock:
+            data = self._cache.get(name)
+            if data is None:
+                data = self._fetch(kind, name)
+                self._remember(name, data)
+            else:
+                self._cache.move_to_end(name)
+            return data
+
+    def _fetch(self, kind: Kind, name: ObjectId) -> bytes:
+        what = f"{kind.name.lower()} {short(name)}"
+        failure: Exception | None = None
+        for place in self._catalog.locate([name]).get(name, []):
+            if place.row.kind != kind:
+                failure = Corrupt(f"{what} is stored as another kind of object")
+                continue
+            try:
+                return self._fetch_from(place, kind)
+            except (CasError, OSError) as error:
+                failure = error
+        if failure is None:
+            raise NotFound(f"{what} is in no pack; {self._catalog.why_missing()}")
+        raise Corrupt(f"{what} cannot be read: {failure}") from failure
+
+    def _fetch_from(self, place: Location, kind: Kind) -> bytes:
+        row = place.row
+        raw = bytearray(row.raw)
+        stored = self._backend.read(name_of(place.pack), row.offset, row.stored)
+        self._encoder.decode(row.codec, row.width, stored, memoryview(raw))
+        if object_id(kind, raw) != row.id:
+            raise Corrupt(f"its bytes in pack {name_of(place.pack)} do not match its name; `cas fsck` lists the damage")
+        return bytes(raw)
+
+    def _remember(self, name: ObjectId, data: bytes) -> None:
+        self._cache[name] = data
+        self._cached += len(data)
+        while len(self._cache) > _CACHED_OBJECTS or self._cached > _CACHED_BYTES:
+            self._cached -= len(self._cache.popitem(last=False)[1])
+
+
+def _naming(name: ObjectId, decode: Callable[[bytes], T], data: bytes) -> T:
+    try:
+        return decode(data)
+    except CasError as error:
+        raise type(error)(f"object {short(name)}: {error}") from error
+
+
+@dataclass(slots=True)
+class BlockUse:
+    """A block that is wanted, and what for: all of it into `out`, or only `pieces` of it copied there.
+
+    `size` is what the block must have, in bytes. `owner`, as text, says in errors what needs it.
+    """
+
+    name: ObjectId
+    size: int
+    out: memoryview
+    pieces: list[Piece] | None
+    owner: object = ""
+
+
+@dataclass(slots=True)
+class _Job:
+    """One use together with the row that it is read from and those that are left to try."""
+
+    use: BlockUse
+    place: Location
+    others: Sequence[Location] = ()
+
+
+@dataclass(slots=True)
+class _Bench:
+    encoder: Encoder = field(default_factory=Encoder)
+    stored: Array = field(default_factory=lambda: np.empty(READ_BYTES, np.uint8))
+    raw: Array = field(default_factory=lambda: np.empty(MAX_BLOCK_SIZE, np.uint8))
+
+
+class BlockReader:
+    """Fills buffers from blocks. Safe to use from many threads; each `fill` runs its own crew."""
+
+    def __init__(self, backend: Backend, catalog: Catalog, threads: int) -> None:
+        self._backend = backend
+        self._catalog = catalog
+        self._threads = threads
+        self._local = threading.local()
+
+    def fill(self, uses: Iterable[BlockUse]) -> None:
+        """Read and verify every use. On an error the buffers' contents are undefined."""
+        batches = list(self._batches(self._jobs(list(uses))))
+        if len(batches) == 1:
+            self._read_batch(batches[0], self._bench())
+            return
+        with Crew(min(self._threads, max(1, len(batches)))) as crew:
+            for batch in batches:
+                crew.submit(partial(self._read_in_crew, batch))
+
+    def check(self, places: Iterable[Location], report: Callable[[Location, CasError], None]) -> None:
+        """Read and verify blocks where these rows say they are; failures are reported, not raised."""
+
+        def work(batch: list[Location]) -> None:
+            bench = self._bench()
+            for place in batch:
+                try:
+                    out = memoryview(bench.raw)[: place.row.raw]
+                    self._read_one(_Job(BlockUse(place.row.id, place.row.raw, out, None), place), bench)
+                except CasError as error:
+                    report(place, error)
+
+        ordered = sorted(places, key=lambda place: (place.pack, place.row.offset))
+        with Crew(self._threads) as crew:
+            for at in range(0, len(ordered), 64):
+                crew.submit(partial(work, ordered[at : at + 64]))
+
+    def _jobs(self, uses: list[BlockUse]) -> list[_Job]:
+        """Uses with their rows, in the order in which they lie in packs."""
+        places = self._catalog.locate(use.name for use in uses)
+        jobs = []
+        for use in uses:
+            rows = places.get(use.name)
+            if not rows:
+                raise NotFound(f"block {short(use.name)} of {use.owner} is in no pack; {self._catalog.why_missing()}")
+            jobs.append(_Job(use, rows[0], rows[1:]))
+        return sorted(jobs, key=lambda job: (job.place.pack, job.place.row.offset))
+
+    def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
+        """Neighbours in one pack, up to `READ_BYTES` of stored bytes together."""
+        batch: list[_Job] = []
+        size = 0
+        for job in jobs:
+            row = job.place.row
+            joins = batch and batch[-1].place.pack == job.place.pack and size + row.stored <= READ_BYTES
+            if joins and batch[-1].place.row.offset + batch[-1].place.row.stored == row.offset:
+                batch.append(job)
+                size += row.stored
+                continue
+            if batch:
+                yield batch
+            batch, size = [job], row.stored
+        if batch:
+            yield batch
+
+    def _bench(self) -> _Bench:
+        bench: _Bench | None = getattr(self._local, "bench", None)
+        if bench is None:
+            bench = self._local.bench = _Bench()
+        return bench
+
+    def _read_in_crew(self, batch: list[_Job]) -> None:
+        self._read_batch(batch, self._bench())
+
+    def _read_batch(self, batch: list[_Job], bench: _Bench) -> None:
+        """One read for all; then each block is decoded, verified and copied where it belongs."""
+        buffers, position = [], 0
+        for job in batch:
+            if self._direct(job):
+                buffers.append(job.use.out)
+            else:
+                buffers.append(memoryview(bench.stored)[position : position + job.place.row.stored])
+                position += job.place.row.stored
+        first = batch[0].place
+        try:
+            self._backend.readinto(name_of(first.pack), first.row.offset, buffers)
+        except (CasError, OSError):
+            for job in batch:  # one by one, so that the bad one is named and the good ones are read
+                self._read_one(job, bench)
+            return
+        for job, buffer in zip(batch, buffers, strict=True):
+            try:
+                self._deliver(job, buffer, bench)
+            except Corrupt as error:
+                self._try_others(job, bench, error)
+
+    def _read_one(self, job: _Job, bench: _Bench) -> None:
+        row = job.place.row
+        buffer = job.use.out if self._direct(job) else memoryview(bench.stored)[: row.stored]
+        try:
+            self._backend.readinto(name_of(job.place.pack), row.offset, [buffer])
+            self._deliver(job, buffer, bench)
+        except (CasError, OSError) as error:
+            self._try_others(job, bench, error)
+
+    @staticmethod
+    def _direct(job: _Job) -> bool:
+        """Whether the stored bytes can be read straight into their destination."""
+        return job.place.row.codec == Codec.RAW and job.use.pieces is None and job.place.row.raw == job.use.size
+
+    def _deliver(self, job: _Job, stored: memoryview, bench: _Bench) -> None:
+        use, row = job.use, job.place.row
+        if row.kind != Kind.BLOCK or row.raw != use.size:
+            raise Corrupt(f"its row in pack {name_of(job.place.pack)} has another kind or size")
+        if self._direct(job):
+            raw = use.out
+        else:
+            raw = use.out if use.pieces is None else memoryview(bench.raw)[: use.size]
+            bench.encoder.decode(row.codec, row.width, stored, raw)
+        if block_id(raw) != use.name:
+            raise Corrupt(f"its bytes in pack {name_of(job.place.pack)} do not match its name")
+        for piece in use.pieces or ():
+            piece.copy(raw, use.out)
+
+    def _try_others(self, job: _Job, bench: _Bench, error: Exception) -> None:
+        if not job.others:
+            owner = str(job.use.owner)
+            what = f"block {short(job.use.name)}" + (f" of {owner}" if owner else "")
+            kind = type(error) if isinstance(error, NotFound | Corrupt) else CasError
+            raise kind(f"{what} cannot be read: {error}; `cas fsck --data` lists the damage") from error
+        self._read_one(_Job(job.use, job.others[0], job.others[1:]), bench)

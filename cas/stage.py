@@ -1,0 +1,84 @@
+"""The stage: a host copy of a state, taken before training goes on, in buffers that are reused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import cast
+
+import numpy as np
+
+from . import frameworks
+from .crew import Crew
+from .state import Leaf
+from .tensors import Array, ArraySource, DeviceSource, Source
+
+_ALIGNMENT = 64
+_TASK_BYTES = 16 << 20
+_Copy = tuple[Source, int, int, Array]
+"""Bytes [start, stop) of a source, and where they go."""
+
+
+class Stage:
+    """One state's worth of memory, kept from commit to commit. Only one staged state exists at a time.
+
+    Fresh memory costs as much as the copy itself, so the second and later commits are faster.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._slabs: dict[str | None, Array] = {}
+
+    def hold(self, leaves: Iterable[Leaf]) -> None:
+        """Copy the bytes of every leaf, tied ones once, and let the leaves read from the copy from now on."""
+        by_device: dict[str | None, list[Leaf]] = {}
+        for leaf in leaves:
+            if leaf.tied_to is None:
+                by_device.setdefault(leaf.source.device, []).append(leaf)
+        for device, held in by_device.items():
+            places = self._places(device, held)
+            if device is None:
+                self._copy_host(held, places)
+            else:
+                for leaf, place in zip(held, places, strict=True):
+                    cast(DeviceSource, leaf.source).copy_to(place)
+                frameworks.named(device).wait_for_copies()
+            for leaf, place in zip(held, places, strict=True):
+                leaf.source = ArraySource(place)
+                if leaf.tensor is not None:
+                    leaf.tensor.source = leaf.source
+        for leaf in leaves:
+            if leaf.tied_to is not None and leaf.tensor is not None:
+                leaf.source = leaf.tensor.source = leaf.tied_to.source
+
+    def _places(self, device: str | None, leaves: list[Leaf]) -> list[Array]:
+        starts, total = [], 0
+        for leaf in leaves:
+            starts.append(total)
+            total += -(-leaf.source.nbytes // _ALIGNMENT) * _ALIGNMENT
+        slab = self._slabs.get(device)
+        if slab is None or len(slab) < total:
+            self._slabs.pop(device, None)
+            slab = np.empty(total, np.uint8) if device is None else frameworks.named(device).pinned(total)
+            self._slabs[device] = slab
+        return [slab[start : start + leaf.source.nbytes] for start, leaf in zip(starts, leaves, strict=True)]
+
+    def _copy_host(self, leaves: list[Leaf], places: list[Array]) -> None:
+        with Crew(self._threads) as crew:
+            task: list[_Copy] = []
+            size = 0
+            for leaf, place in zip(leaves, places, strict=True):
+                for start in range(0, leaf.source.nbytes, _TASK_BYTES):
+                    stop = min(leaf.source.nbytes, start + _TASK_BYTES)
+                    task.append((leaf.source, start, stop, place[start:stop]))
+                    size += stop - start
+                    if size >= _TASK_BYTES:
+                        crew.submit(partial(_copy, task))
+                        task, size = [], 0
+            crew.submit(partial(_copy, task))
+
+
+def _copy(task: list[_Copy]) -> None:
+    for source, start, stop, out in task:
+        data = source.read(start, stop)
+        np.copyto(out, data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8))

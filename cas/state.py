@@ -1,0 +1,168 @@
+"""From a nested state to leaves that hold bytes and a skeleton that becomes its tree."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import frameworks
+from .arrays import scalar_node
+from .errors import CasError, Invalid, Unsupported
+from .nodes import INLINE_TEXT, KEYED, LISTED, MAX_DEPTH, Content, LongEntry, Node, Tag, TensorEntry, int_node, is_key
+from .objects import Put, seal
+from .paths import Path, format_path
+from .tensors import Adapter, BytesSource, Source, Tensor
+
+MAX_KEY = 64 << 10
+
+
+@dataclass(slots=True)
+class Leaf:
+    """Bytes to store. `content` is set once they are; tied leaves share one `Leaf.tie` and all but one is skipped."""
+
+    path: Path
+    source: Source
+    tensor: Tensor | None
+    tag: Tag = Tag.TENSOR
+    content: Content | None = None
+    tied_to: Leaf | None = None
+    tie: int | None = None
+
+    def node(self) -> Node:
+        content = self.content if self.tied_to is None else self.tied_to.content
+        assert content is not None, "a leaf's node is made after its bytes were stored"
+        if self.tensor is None:
+            return LongEntry(self.tag, self.source.nbytes, content).node()
+        tensor = self.tensor
+        return TensorEntry(tensor.framework, tensor.dtype.name, tensor.shape, content, self.tie).node()
+
+
+@dataclass(slots=True)
+class Container:
+    """A dict (`keys` set) or sequence of the state; children are containers, leaves or finished nodes."""
+
+    tag: Tag
+    keys: list[Any] | None
+    children: list[Any]
+
+
+@dataclass(slots=True)
+class Walk:
+    """One traversal of a state. `leaves` stand in the state's order."""
+
+    allow_pickle: bool = False
+    leaves: list[Leaf] = field(default_factory=list)
+    _adapters: list[Adapter] = field(default_factory=frameworks.imported)
+    _trail: list[Any] = field(default_factory=list)
+    _open: set[int] = field(default_factory=set)
+    _aliases: dict[Hashable, Leaf] = field(default_factory=dict)
+    _ties: int = 0
+
+    def visit(self, value: Any) -> Any:
+        """The skeleton of `value`: a `Container`, a `Leaf` or a finished node. Errors name the path."""
+        kind = type(value)
+        if kind in KEYED:
+            return self._container(value, KEYED[kind], list(value), value.values())
+        if kind in LISTED:
+            return self._container(value, LISTED[kind], None, value)
+        if value is None or kind is bool or kind is float:
+            return value
+        if kind is int:
+            return int_node(value)
+        if kind is str:
+            return self._text(value)
+        if kind is bytes:
+            return value if len(value) <= INLINE_TEXT else self._leaf(BytesSource(value), None, Tag.BYTES)
+        return self._other(value)
+
+    def _container(self, value: Any, tag: Tag, keys: list[Any] | None, values: Any) -> Container:
+        if id(value) in self._open:
+            raise Invalid(f"{self._here()} contains itself; break the cycle before committing")
+        if len(self._open) >= MAX_DEPTH:
+            raise Invalid(f"{self._here()} is nested deeper than {MAX_DEPTH} levels")
+        self._open.add(id(value))
+        children = []
+        for at, child in enumerate(list(values)):
+            self._trail.append(at if keys is None else self._key(keys[at]))
+            children.append(self.visit(child))
+            self._trail.pop()
+        self._open.discard(id(value))
+        return Container(tag, keys, children)
+
+    def _key(self, key: Any) -> Any:
+        if not is_key(key):
+            raise Unsupported(f"{self._here()} has the key {key!r:.80}; keys are str or int of 64 bits")
+        if type(key) is str:
+            self._utf8(key, "key")
+        return key
+
+    def _utf8(self, text: str, what: str) -> bytes:
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise Unsupported(f"{self._here()} has a {what} that is no valid Unicode; store bytes instead") from error
+        if what == "key" and len(data) > MAX_KEY:
+            raise Unsupported(f"{self._here()} has a key of {len(data)} bytes; keys hold up to {MAX_KEY}")
+        return data
+
+    def _text(self, value: str) -> Any:
+        data = self._utf8(value, "text")
+        return value if len(data) <= INLINE_TEXT else self._leaf(BytesSource(data), None, Tag.TEXT)
+
+    def _other(self, value: Any) -> Any:
+        scalar = scalar_node(value)
+        if scalar is not None:
+            return [Tag.SCALAR, *scalar]
+        try:
+            for adapter in self._adapters:
+                tensor = adapter.tensor(value)
+                if tensor is not None:
+                    return self._tensor(tensor)
+                foreign = adapter.foreign(value)
+                if foreign is not None:
+                    return [Tag.FOREIGN, adapter.framework, *foreign]
+        except CasError as error:
+            raise type(error)(f"{self._here()} {error}") from error
+        return self._unknown(value)
+
+    def _unknown(self, value: Any) -> Leaf:
+        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        if not self.allow_pickle:
+            raise Unsupported(
+                f"{self._here()} is a {name}; convert it to plain values, or pass allow_pickle=True to pickle it"
+            )
+        try:
+            data = pickle.dumps(value, protocol=5)
+        except Exception as error:  # whatever the object's own code raises
+            raise Unsupported(f"{self._here()} is a {name} that cannot be pickled: {error}") from error
+        return self._leaf(BytesSource(data), None, Tag.PICKLE)
+
+    def _tensor(self, tensor: Tensor) -> Leaf:
+        leaf = self._leaf(tensor.source, tensor, Tag.TENSOR)
+        if tensor.alias is None:
+            return leaf
+        first = self._aliases.setdefault(tensor.alias, leaf)
+        if first is not leaf:
+            if first.tie is None:
+                first.tie, self._ties = self._ties, self._ties + 1
+            leaf.tied_to, leaf.tie = first, first.tie
+        return leaf
+
+    def _leaf(self, source: Source, tensor: Tensor | None, tag: Tag) -> Leaf:
+        leaf = Leaf(tuple(self._trail), source, tensor, tag)
+        self.leaves.append(leaf)
+        return leaf
+
+    def _here(self) -> str:
+        return f"state path {format_path(self._trail)}"
+
+
+def tree_node(skeleton: Any, put: Put) -> Node:
+    """The node of a skeleton whose leaves have their content; `put` takes the trees below it, children first."""
+    if isinstance(skeleton, Container):
+        nodes = [tree_node(child, put) for child in skeleton.children]
+        entries = nodes if skeleton.keys is None else [list(pair) for pair in zip(skeleton.keys, nodes, strict=True)]
+        return seal(skeleton.tag, entries, put)
+    return skeleton.node() if isinstance(skeleton, Leaf) else skeleton

@@ -1,0 +1,317 @@
+"""`Store`: the facade over writing, reading and refs."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Unpack
+
+from . import committing, frameworks, fsck, identity, stats
+from .background import Pending
+from .block import ObjectId
+from .branches import UNSET, Branches, Unset
+from .catalog import Catalog
+from .commits import Commit, commit_of
+from .committing import CommitOptions, Request
+from .crew import default_threads
+from .errors import Exists, Invalid, NotFound, Unsupported
+from .local import LocalBackend, create_root
+from .loader import MISSING, Loader
+from .log import Log, Record, encode_record, first_record, name_of
+from .paths import matcher
+from .reader import BlockReader, Objects
+from .refs import Ref, RefKind
+from .revisions import Revisions, default_branch
+from .stage import Stage
+from .view import View, view_of
+
+StorePath = str | os.PathLike[str]
+DEFAULT_BLOCK_SIZE = 4 << 20
+
+
+class Store:
+    """One store on a local directory. Safe to use from many threads and many processes at once.
+
+    A context manager; `close` and interpreter exit wait for a commit that still runs in the background.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._backend = LocalBackend(path)
+        self.path = path
+        self.identity = identity.read(self._backend)
+        self._threads = default_threads()
+        self._catalog = Catalog(self._backend, path / "index")
+        self._log = Log(self._backend)
+        self._objects = Objects(self._backend, self._catalog)
+        self._blocks = BlockReader(self._backend, self._catalog, self._threads)
+        self._branches = Branches(self._log)
+        self._stage = Stage(self._threads)
+        self._turn = threading.RLock()
+        self._pending: Pending | None = None
+        self._closed = False
+        self._log.head()
+        _open_stores.add(self)
+
+    def __repr__(self) -> str:
+        return f"<cas.Store {self.path}>"
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for a background commit, raise its failure if nobody has seen it, and give everything back."""
+        with self._turn:
+            try:
+                self._settle_pending()
+            finally:
+                if not self._closed:
+                    self._closed = True
+                    self._catalog.close()
+                    self._backend.close()
+
+    # -- committing ---------------------------------------------------------------------------------------------
+
+    def commit(self, state: Any, **options: Unpack[CommitOptions]) -> Commit:
+        """Store `state` and move the branch to it. When this returns, the commit survives a power cut.
+
+        The parent is what this Store last loaded or committed on the branch; a branch that exists and was never
+        loaded is a `RefConflict`, unless `parent` names its tip. After any error but `CommitUnknown` the branch is
+        as it was. The state must not change during the call. See `CommitOptions` for what else to say.
+        """
+        with self._turn:
+            return self._execute(self._request(state, options))
+
+    def commit_async(self, state: Any, **options: Unpack[CommitOptions]) -> Pending:
+        """As `commit`, but returns once the state is copied to host memory, which is kept and reused.
+
+        One commit is in flight at a time: the next waits for it. A failure is raised by `wait` and, if nobody
+        waited, by the next commit or `close`.
+        """
+        with self._turn:
+            request = self._request(state, options)
+            self._stage.hold(request.all_leaves)
+            self._pending = Pending(partial(self._execute, request))
+            return self._pending
+
+    def _request(self, state: Any, options: CommitOptions) -> Request:
+        """Everything checked that can be before anything is stored."""
+        started = time.perf_counter()
+        unknown = options.keys() - CommitOptions.__annotations__.keys()
+        if unknown:
+            raise Invalid(f"commit takes no {sorted(unknown)[0]}=; it takes {', '.join(CommitOptions.__annotations__)}")
+        self._ready(options.get("group", UNSET))
+        self._settle_pending()
+        self._branches.settle()
+        root, parent = self._log.head(), options.get("parent")
+        wanted = None if parent is None else self._revisions().resolve(parent, root)
+        base = self._branches.base(options.get("branch", "main"), wanted, root, self._describe)
+        return committing.request(state, options, base, started)
+
+    def _execute(self, request: Request) -> Commit:
+        block_size = self.identity.block_size
+        name, commit, blocks, new = committing.write(request, self._backend, self._catalog, block_size, self._threads)
+        step = "" if request.step is None else f" step {request.step}"
+        self._branches.advance(request.base, name, f"commit {request.base.branch}{step}")
+        return committing.result(name, commit, request, blocks, new)
+
+    def _settle_pending(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.settle()
+
+    def _ready(self, group: Any) -> None:
+        if self._closed:
+            raise Invalid(f"store {self.path} was closed; open it again with cas.open")
+        if group is None:
+            return
+        if group is not UNSET:
+            raise Unsupported("commits and loads by many ranks together are not in this release; pass group=None")
+        size = max(adapter.world_size() for adapter in frameworks.imported())
+        if size > 1:
+            raise Invalid(f"the job has {size} processes; pass group=None to mean this process alone")
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def load(
+        self,
+        rev: str | None = None,
+        *,
+        default: Any = UNSET,
+        into: Any = UNSET,
+        only: str | Sequence[str] | None = None,
+        device: Any = None,
+        allow_pickle: bool = False,
+        group: Any = UNSET,
+    ) -> Any:
+        """The state as it was committed, every byte verified. Tensors come on the CPU unless `device` or `into`.
+
+        `into`, a state of the same form, has its tensors filled in place (undefined after an error) and its values
+        replaced. `only` takes patterns of paths. `default` is returned for a branch that does not exist. Loading a
+        branch by its plain name makes its tip the parent of the next commit there.
+        """
+        self._ready(group)
+        root = self._log.head()
+        try:
+            name = self._revisions().resolve(rev, root)
+        except NotFound:
+            if isinstance(default, Unset) or not self._is_absent(rev, root):
+                raise
+            self._branches.forget(rev or "main")
+            return default
+        only_paths = None if only is None else matcher(only)
+        loader = Loader(self._objects, self._blocks, name, only_paths, device, allow_pickle)
+        state = loader.load(self._objects.commit(name).tree, MISSING if isinstance(into, Unset) else into)
+        self._branches.remember_if_branch(rev if rev is not None else default_branch(root), name, root)
+        return state
+
+    def _is_absent(self, rev: str | None, root: Record) -> bool:
+        """Whether `rev` is the plain name of a branch that could be and is not."""
+        return not root.refs if rev is None else (RefKind.BRANCH, rev) not in root.refs and rev.isprintable()
+
+    def view(self, rev: str | None = None, *, group: Any = UNSET) -> View:
+        """The state as a read-only mapping that reads only what is asked for: `view["model"]["w"][0:128]`."""
+        self._ready(group)
+        root = self._log.head()
+        name = self._revisions().resolve(rev, root)
+        view = view_of(name, self._objects.commit(name).tree, self._objects, self._blocks)
+        self._branches.remember_if_branch(rev if rev is not None else default_branch(root), name, root)
+        return view
+
+    def resolve(self, rev: str | None = None) -> Commit:
+        """The commit that a revision names."""
+        self._ready(None)
+        root = self._log.head()
+        return self._commit(self._revisions().resolve(rev, root))
+
+    def log(self, rev: str | None = None) -> Iterator[Commit]:
+        """A commit and its first parents, newest first."""
+        self._ready(None)
+        revisions = self._revisions()
+        start = revisions.resolve(rev, self._log.head())
+        return (commit_of(name, held) for name, held in revisions.history(start))
+
+    def refs(self) -> dict[str, dict[str, str]]:
+        """Commit ids by name, in `branches` and `tags`."""
+        self._ready(None)
+        found: dict[str, dict[str, str]] = {"branches": {}, "tags": {}}
+        for (kind, name), commit in self._log.head().refs.items():
+            if kind is not RefKind.TRACKING:
+                found["tags" if kind is RefKind.TAG else "branches"][name] = commit.hex()
+        return found
+
+    def files(self, rev: str | None = None) -> dict[str, bytes]:
+        """The side files of a commit by name, verified."""
+        self._ready(None)
+        name = self._revisions().resolve(rev, self._log.head())
+        return Loader(self._objects, self._blocks, name).values(self._objects.commit(name).files)
+
+    # -- refs ---------------------------------------------------------------------------------------------------
+
+    def branch(self, name: str, rev: str | None = None, *, force: bool = False) -> Commit:
+        """Make a branch at `rev`; with `force` move one that exists. The next commit here goes on from it."""
+        return self._set_ref((RefKind.BRANCH, name), rev, force)
+
+    def tag(self, name: str, rev: str | None = None) -> Commit:
+        """Make a tag at `rev`. Tags do not move: delete one first."""
+        return self._set_ref((RefKind.TAG, name), rev, False)
+
+    def delete_branch(self, name: str) -> None:
+        """Remove a branch. Its commits stay in the log of the store, and in the packs until they are collected."""
+        self._ready(None)
+        self._branches.delete((RefKind.BRANCH, name))
+
+    def delete_tag(self, name: str) -> None:
+        """Remove a tag."""
+        self._ready(None)
+        self._branches.delete((RefKind.TAG, name))
+
+    def _set_ref(self, ref: Ref, rev: str | None, force: bool) -> Commit:
+        self._ready(None)
+        name = self._revisions().resolve(rev, self._log.head())
+        commit = self._commit(name)
+        self._branches.set(ref, name, force)
+        return commit
+
+    # -- checking -----------------------------------------------------------------------------------------------
+
+    def stats(self) -> stats.StoreStats:
+        """What the store holds and takes on disk."""
+        self._ready(None)
+        return stats.measure(self._backend, self._catalog, self._log.head())
+
+    def fsck(self, data: bool = False) -> list[fsck.Finding]:
+        """Check log, packs, refs and everything that commits name; with `data` also every stored byte."""
+        self._ready(None)
+        return fsck.check(self._backend, self._catalog, self._log, self._blocks if data else None)
+
+    def _revisions(self) -> Revisions:
+        return Revisions(self._log, self._catalog, self._objects.commit)
+
+    def _commit(self, name: ObjectId) -> Commit:
+        return commit_of(name, self._objects.commit(name))
+
+    def _describe(self, tip: ObjectId) -> str:
+        """How much a branch holds, for errors."""
+        history = list(self._revisions().history(tip))
+        last = "" if history[0][1].step is None else f" (last step {history[0][1].step})"
+        return f"{len(history)} commit{'s' if len(history) > 1 else ''}{last}"
+
+
+def init(path: StorePath, block_size: int = DEFAULT_BLOCK_SIZE) -> Store:
+    """Make a store; `Exists` if there is one."""
+    made = identity.new_identity(block_size)
+    folder = _local(path)
+    create_root(folder)
+    backend = LocalBackend(folder)
+    if backend.exists(identity.NAME):
+        raise Exists(f"{folder} is a store already; open it with cas.open")
+    backend.check_links()
+    try:
+        backend.create(name_of(1), encode_record(first_record()))
+    except Exists:
+        Log(backend).read(1)  # left by an init that was cut off, or by one that races: it must verify
+    backend.create(identity.NAME, identity.encode(made))
+    return Store(folder)
+
+
+def open_store(path: StorePath, create: bool = False) -> Store:
+    """Open a store; with `create` make it where there is none."""
+    folder = _local(path)
+    if not (folder / identity.NAME).exists():
+        if not create:
+            raise NotFound(f"there is no store at {folder}; make one with `cas init` or cas.open(path, create=True)")
+        try:
+            return init(path)
+        except Exists:
+            pass  # another process made it meanwhile
+    return Store(folder)
+
+
+def _local(path: StorePath) -> Path:
+    text = os.fspath(path)
+    if "://" in text:
+        raise Unsupported(f"{text}: stores on remote storage are not in this release; give a local directory")
+    return Path(text).expanduser().absolute()
+
+
+_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for store in list(_open_stores):
+        store._catalog.close()
+
+
+atexit.register(_close_all)

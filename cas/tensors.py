@@ -1,0 +1,152 @@
+"""What the core knows of tensors: sources of bytes to store, and what a framework's adapter must answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from .backend import Buffer
+from .dtypes import DType
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Source(Protocol):
+    """The row-major bytes of something to store."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def device(self) -> str | None:
+        """The framework whose device memory holds the bytes; None on the host."""
+        ...
+
+    def read(self, start: int, stop: int) -> Buffer | Array:
+        """Bytes [start, stop) as one contiguous buffer; a view where that is possible."""
+        ...
+
+
+class DeviceSource(Source, Protocol):
+    """A source in device memory."""
+
+    def copy_to(self, out: Array) -> None:
+        """Begin to copy all bytes to `out`; they are there once `Adapter.wait_for_copies` has returned."""
+        ...
+
+
+class BytesSource:
+    """Bytes that lie in memory."""
+
+    device = None
+
+    def __init__(self, data: Buffer) -> None:
+        self._view = memoryview(data).cast("B")
+        self.nbytes = len(self._view)
+
+    def read(self, start: int, stop: int) -> Buffer:
+        return self._view[start:stop]
+
+
+class ArraySource:
+    """An array of any strides, of which only the rows that are asked for are ever made contiguous."""
+
+    __slots__ = ("_array", "_flat", "nbytes")
+    device = None
+
+    def __init__(self, array: Array) -> None:
+        self.nbytes = array.nbytes
+        self._array = array
+        self._flat = array.reshape(-1).view(np.uint8) if array.flags.c_contiguous else None
+
+    def read(self, start: int, stop: int) -> Array:
+        if self._flat is not None:
+            return self._flat[start:stop]
+        size = self._array.itemsize
+        first, last = start // size, -(-stop // size)
+        out = np.concatenate([piece.reshape(-1) for piece in rows_under(self._array, first, last)])
+        return out.view(np.uint8)[start - first * size : stop - first * size]
+
+
+def rows_under(array: Any, start: int, stop: int) -> Iterator[Any]:
+    """Views that hold the elements [start, stop) of a tensor's row-major order, and only those.
+
+    Works on anything with `shape`, slicing and integer indexing, so for numpy and torch alike.
+    """
+    if array.ndim <= 1:
+        yield array.reshape(-1)[start:stop]
+        return
+    inner = math.prod(array.shape[1:])
+    first, last = -(-start // inner), stop // inner
+    if first > last:
+        yield from rows_under(array[last], start - last * inner, stop - last * inner)
+        return
+    if start < first * inner:
+        yield from rows_under(array[first - 1], start - (first - 1) * inner, inner)
+    if first < last:
+        yield array[first:last]
+    if last * inner < stop:
+        yield from rows_under(array[last], 0, stop - last * inner)
+
+
+@dataclass(slots=True)
+class Tensor:
+    """A tensor about to be stored. Leaves with the same `alias` are one tensor under several paths."""
+
+    framework: str
+    dtype: DType
+    shape: tuple[int, ...]
+    source: Source
+    alias: Hashable | None
+
+
+class Adapter(Protocol):
+    """Methods that meet something they know but cannot store raise `Unsupported` with the reason, without a path."""
+
+    @property
+    def framework(self) -> str: ...
+
+    def tensor(self, value: Any) -> Tensor | None:
+        """The value as a tensor; None if it is none of this framework's. Copies nothing on the host."""
+        ...
+
+    def foreign(self, value: Any) -> tuple[str, str] | None:
+        """A plain value of the framework (a dtype, a device) as kind and text; None if it is none."""
+        ...
+
+    def value(self, kind: str, text: str) -> Any:
+        """The inverse of `foreign`; `Corrupt` for what it never made."""
+        ...
+
+    def empty(self, dtype: DType, shape: tuple[int, ...]) -> tuple[Any, memoryview]:
+        """A new host tensor, its content undefined, and its bytes (row-major, writable)."""
+        ...
+
+    def host_bytes(self, target: Any, dtype: DType, shape: tuple[int, ...]) -> memoryview | None:
+        """The writable bytes of an existing tensor where they lie row-major on the host, else None.
+
+        `Invalid` if it has another dtype or shape.
+        """
+        ...
+
+    def assign(self, target: Any, value: Any) -> None:
+        """Copy a tensor that `empty` made into an existing one of the same dtype and shape."""
+        ...
+
+    def to_device(self, value: Any, device: Any) -> Any: ...
+
+    def pinned(self, nbytes: int) -> Array:
+        """Host memory (bytes) that the device copies to at full speed."""
+        ...
+
+    def wait_for_copies(self) -> None:
+        """Return when every copy that this framework's sources began has its bytes in place."""
+        ...
+
+    def world_size(self) -> int:
+        """Processes of the running job; 1 where nothing says otherwise."""
+        ...

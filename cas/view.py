@@ -1,0 +1,173 @@
+"""Lazy reading: a commit as nested read-only containers that read only what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import frameworks
+from .block import ObjectId
+from .dtypes import DTYPES
+from .errors import Invalid, NotFound
+from .extent import extent_of
+from .grid import Box
+from .loader import Loader, Owner
+from .nodes import KEYED_TAGS, Node, Tag, TensorEntry, tensor_of
+from .objects import entries_of
+from .paths import Key, Path, format_key, format_path
+from .reader import BlockReader, Objects
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What every part of one view reads from."""
+
+    objects: Objects
+    blocks: BlockReader
+    commit: ObjectId
+
+
+class TensorView:
+    """A tensor that is not read yet. Slicing it or calling `load` gives a tensor of the framework it came from."""
+
+    def __init__(self, source: _Source, entry: TensorEntry, path: Path) -> None:
+        self._source = source
+        self._entry = entry
+        self._path = path
+        self.shape = entry.shape
+        self.dtype = entry.dtype
+        self.nbytes = entry.nbytes
+
+    def __repr__(self) -> str:
+        return f"<{format_path(self._path)}: {self.dtype} {list(self.shape)}>"
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a 0-dim tensor has no length")
+        return self.shape[0]
+
+    def load(self) -> Any:
+        """The whole tensor."""
+        return self[...]
+
+    def __getitem__(self, index: Any) -> Any:
+        """Part of the tensor, by integers, slices of step 1 and `...`; reads only the blocks that hold it."""
+        box, dropped = _box(index, self.shape, self._path)
+        dtype = DTYPES[self.dtype]
+        extent = extent_of(self._entry.content, self.shape, dtype.itemsize, self._source.objects)
+        tensor, place = frameworks.named(self._entry.framework).empty(dtype, box.shape)
+        if box.size:
+            self._source.blocks.fill(extent.uses(box, place, Owner(self._path, self._source.commit)))
+        return tensor[tuple(0 if axis in dropped else slice(None) for axis in range(len(box.shape)))]
+
+
+def _box(index: Any, shape: tuple[int, ...], path: Path) -> tuple[Box, set[int]]:
+    """The box that an index selects, and the axes that an integer drops from the result."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if items.count(...) > 1 or len(items) - items.count(...) > len(shape):
+        raise Invalid(f"{format_path(path)} has {len(shape)} dimensions; give at most as many indexes")
+    at = items.index(...) if ... in items else len(items)
+    items[at : at + 1] = [slice(None)] * (len(shape) - len(items) + (at < len(items)))
+    start, size, dropped = [], [], set()
+    for axis, (item, length) in enumerate(zip(items, shape, strict=True)):
+        if isinstance(item, slice):
+            first, stop, step = item.indices(length)
+            if step != 1:
+                raise Invalid(f"{format_path(path)} is read with slices of step 1; slice the result further")
+            start.append(min(first, length))
+            size.append(max(0, stop - first))
+        elif isinstance(item, int) and not isinstance(item, bool) and -length <= item < length:
+            start.append(item % length)
+            size.append(1)
+            dropped.add(axis)
+        else:
+            raise Invalid(f"{format_path(path)} has no index {item!r} along dimension {axis} of length {length}")
+    return Box(tuple(start), tuple(size)), dropped
+
+
+class View(Mapping[Key, Any]):
+    """A dict of the state. Values are views, `TensorView`s, or plain values, which are read at once."""
+
+    def __init__(self, source: _Source, entries: list[Node], path: Path) -> None:
+        self._source = source
+        self._entries = {entry[0]: entry[1] for entry in entries}
+        self._path = path
+
+    def __getitem__(self, key: Key) -> Any:
+        if key not in self._entries:
+            near = ", ".join(map(str, list(self._entries)[:8]))
+            raise KeyError(f"{format_path(self._path)} has no key {key!r}; it has {near}")
+        return _look(self._source, self._entries[key], (*self._path, key))
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"<{format_path(self._path)}: {len(self)} entries>"
+
+
+class SequenceView(Sequence[Any]):
+    """A list or tuple of the state."""
+
+    def __init__(self, source: _Source, entries: list[Node], path: Path) -> None:
+        self._source = source
+        self._entries = entries
+        self._path = path
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        at = range(len(self))[index]
+        return _look(self._source, self._entries[at], (*self._path, at))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"<{format_path(self._path)}: {len(self)} items>"
+
+
+def _look(source: _Source, node: Node, path: Path) -> Any:
+    held = entries_of(node, source.objects.tree)
+    if held is not None:
+        tag, entries = held
+        return (View if tag in KEYED_TAGS else SequenceView)(source, entries, path)
+    if type(node) is list and node[0] == Tag.TENSOR:
+        return TensorView(source, tensor_of(node), path)
+    return Loader(source.objects, source.blocks, source.commit).values(node)
+
+
+def view_of(commit: ObjectId, tree: ObjectId, objects: Objects, blocks: BlockReader) -> Any:
+    """The view of a commit's state: a `View`, a `SequenceView`, or for a state of one leaf that leaf."""
+    return _look(_Source(objects, blocks, commit), objects.tree(tree), ())
+
+
+def leaves_of(node: Node, objects: Objects, path: Path = ()) -> Iterator[tuple[Path, Node]]:
+    """Every leaf node below a tree node with its path, in the state's order; empty containers too."""
+    held = entries_of(node, objects.tree)
+    if held is None or not held[1]:
+        yield path, node
+        return
+    tag, entries = held
+    for at, entry in enumerate(entries):
+        key, child = entry if tag in KEYED_TAGS else (at, entry)
+        yield from leaves_of(child, objects, (*path, key))
+
+
+def subtree(node: Node, objects: Objects, levels: list[str]) -> tuple[Path, Node]:
+    """The node at a path given as escaped levels; `NotFound` names the level and what there is."""
+    path: Path = ()
+    for level in levels:
+        held = entries_of(node, objects.tree)
+        entries = [] if held is None else held[1] if held[0] in KEYED_TAGS else list(enumerate(held[1]))
+        found = next(((key, child) for key, child in entries if format_key(key) == level), None)
+        if found is None:
+            near = ", ".join(format_key(key) for key, _ in entries[:8]) or "nothing below"
+            raise NotFound(f"{format_path(path)} has no {level}; it has {near}")
+        path, node = (*path, found[0]), found[1]
+    return path, node
+

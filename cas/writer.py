@@ -1,0 +1,263 @@
+"""Storing the bytes of leaves: cut, hash, dedup, encode, pack. Steps 1 and 2 of the write order.
+
+1. Blocks go into packs; full packs are made durable while the next one fills.
+2. Lists, layouts, trees and the commit close the last pack, which is made durable when all others are.
+Publishing (step 3, `publish.py`) comes after. A crash or failure before it leaves packs that nothing names.
+
+Every worker copies a block before it hashes it, so a name always fits the bytes that are stored under it, even
+when the caller's tensors change meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+
+from .backend import Backend
+from .block import MAX_BLOCK_SIZE, Codec, Kind, ObjectId, block_id, object_id
+from .catalog import Catalog
+from .codecs import CodecName, Encoder, Format
+from .crew import Crew
+from .errors import CasError
+from .grid import Box, cell_size, cut
+from .objects import Sizes, store_content
+from .pack import TARGET_SIZE, PackWriter
+from .state import Leaf
+from .tensors import Array, Source
+
+BATCH_BYTES = MAX_BLOCK_SIZE
+BATCH_BLOCKS = 1024
+COMPRESS_OBJECT_FROM = 512
+
+
+@dataclass(slots=True)
+class _Run:
+    """Consecutive blocks of one source: bytes [edges[n], edges[n + 1]) are block n, named in `ids` from `at` on."""
+
+    source: Source
+    format: Format
+    edges: list[int]
+    ids: list[ObjectId]
+    at: int
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one commit stored: blocks and bytes that were in no pack before."""
+
+    new_blocks: int = 0
+    new_raw: int = 0
+    new_stored: int = 0
+
+
+class _Packs:
+    """The pack being filled, and the full ones on their way to the disk. Safe to use from many threads."""
+
+    def __init__(self, backend: Backend, catalog: Catalog) -> None:
+        self._backend = backend
+        self._catalog = catalog
+        self._lock = threading.Lock()
+        self._open: PackWriter | None = None
+        self._closing: list[threading.Thread] = []
+        self._failure: BaseException | None = None
+        self.counters = Counters()
+
+    @property
+    def congested(self) -> bool:
+        pack = self._open
+        return pack is not None and pack.congested
+
+    def append(self, name: ObjectId, kind: Kind, codec: Codec, width: int, raw: int, stored: Array | memoryview) -> None:
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            if self._open is None:
+                self._open = PackWriter(self._backend)
+            self._open.append(name, kind, codec, width, raw, memoryview(stored))
+            self.counters.new_blocks += kind is Kind.BLOCK
+            self.counters.new_raw += raw
+            self.counters.new_stored += len(stored)
+            if self._open.size >= TARGET_SIZE:
+                self._close_in_background(self._open)
+                self._open = None
+
+    def _close_in_background(self, pack: PackWriter) -> None:
+        thread = threading.Thread(target=self._publish, args=(pack,), name="cas-pack", daemon=True)
+        self._closing.append(thread)
+        thread.start()
+
+    def _publish(self, pack: PackWriter) -> None:
+        try:
+            self._catalog.add(pack.publish())
+        except BaseException as error:  # raised by the next append or by settle
+            self._failure = error
+
+    def settle(self) -> None:
+        """Wait until every full pack is durable."""
+        for thread in self._closing:
+            thread.join()
+        self._closing.clear()
+        if self._failure is not None:
+            raise self._failure
+
+    def finish(self) -> None:
+        """Make everything durable: the open pack, which holds what names the others, last."""
+        self.settle()
+        if self._open is not None:
+            pack, self._open = self._open, None
+            self._catalog.add(pack.publish())
+
+    def abandon(self) -> None:
+        for thread in self._closing:
+            thread.join()
+        if self._open is not None:
+            self._open.abandon()
+
+
+@dataclass(slots=True)
+class _Workbench:
+    """What one worker thread reuses from batch to batch."""
+
+    encoder: Encoder = field(default_factory=Encoder)
+    scratch: Array = field(default_factory=lambda: np.empty(BATCH_BYTES, np.uint8))
+
+
+class ObjectWriter:
+    """Stores one commit's objects. `with` is the unit: leaving it by an exception drops the open pack.
+
+    Not thread-safe; it runs its own threads.
+    """
+
+    def __init__(self, backend: Backend, catalog: Catalog, block_size: int, codec: CodecName, threads: int) -> None:
+        self._catalog = catalog
+        self._block_size = block_size
+        self._codec = codec
+        self._threads = threads
+        self._packs = _Packs(backend, catalog)
+        self._claimed: set[ObjectId] = set()
+        self._claim = threading.Lock()
+        self._local = threading.local()
+        self._objects: dict[ObjectId, tuple[Kind, bytes]] = {}
+
+    def __enter__(self) -> ObjectWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._packs.abandon()
+
+    # -- leaves -------------------------------------------------------------------------------------------------
+
+    def store(self, leaves: Iterable[Leaf]) -> int:
+        """Store the bytes of every leaf and set its content; returns the blocks that they have."""
+        plans = [(leaf, *self._cut(leaf)) for leaf in leaves if leaf.tied_to is None]
+        with Crew(self._threads) as crew:
+            for batch in self._batches(plans):
+                crew.submit(lambda batch=batch: self._store_batch(batch))
+        for leaf, box, cell, _, ids in plans:
+            leaf.content = store_content(ids, box, cell, self.put)
+        return sum(len(ids) for *_, ids in plans)
+
+    def _cut(self, leaf: Leaf) -> tuple[Box, int, list[int], list[ObjectId]]:
+        nbytes = leaf.source.nbytes
+        cell = cell_size(nbytes, self._block_size)
+        shape, itemsize = (leaf.tensor.shape, leaf.tensor.dtype.itemsize) if leaf.tensor else ((nbytes,), 1)
+        box = Box.whole(shape)
+        edges = cut(box, shape, itemsize, cell)
+        return box, cell, edges, [ObjectId(b"")] * (len(edges) - 1)
+
+    def _batches(self, plans: list[tuple[Leaf, Box, int, list[int], list[ObjectId]]]) -> Iterator[list[_Run]]:
+        """Runs of blocks in the state's order, up to `BATCH_BYTES` together."""
+        batch: list[_Run] = []
+        size = blocks = 0
+        for leaf, _, _, edges, ids in plans:
+            form = Format(leaf.tensor.dtype if leaf.tensor else None)
+            first = 0
+            while first < len(ids):
+                last = first + 1
+                while last < len(ids) and size + edges[last + 1] - edges[first] <= BATCH_BYTES:
+                    last += 1
+                if batch and (size + edges[last] - edges[first] > BATCH_BYTES or blocks >= BATCH_BLOCKS):
+                    yield batch
+                    batch, size, blocks = [], 0, 0
+                    continue
+                batch.append(_Run(leaf.source, form, edges[first : last + 1], ids, first))
+                size, blocks, first = size + edges[last] - edges[first], blocks + last - first, last
+        if batch:
+            yield batch
+
+    def _store_batch(self, batch: list[_Run]) -> None:
+        bench: _Workbench | None = getattr(self._local, "bench", None)
+        if bench is None:
+            bench = self._local.bench = _Workbench()
+        views: list[tuple[ObjectId, Array, Format]] = []
+        position = 0
+        for run in batch:
+            position = self._hash_run(run, bench.scratch, position, views)
+        known = self._catalog.known([name for name, _, _ in views])
+        for name, view, form in views:
+            if name not in known and self._claims(name):
+                codec, width, stored = bench.encoder.encode(view, form, self._effort())
+                self._packs.append(name, Kind.BLOCK, codec, width, len(view), stored)
+
+    def _hash_run(self, run: _Run, scratch: Array, position: int, views: list[tuple[ObjectId, Array, Format]]) -> int:
+        """Copy a run's bytes to `scratch` from `position` on, then name its blocks."""
+        first, length = run.edges[0], run.edges[-1] - run.edges[0]
+        data = run.source.read(first, first + length)
+        copy = scratch[position : position + length]
+        np.copyto(copy, data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8))
+        for number in range(len(run.edges) - 1):
+            view = copy[run.edges[number] - first : run.edges[number + 1] - first]
+            name = block_id(view)  # type: ignore[arg-type]  # an array of bytes is a buffer
+            run.ids[run.at + number] = name
+            views.append((name, view, run.format))
+        return position + length
+
+    def _claims(self, name: ObjectId) -> bool:
+        with self._claim:
+            fresh = name not in self._claimed
+            self._claimed.add(name)
+        return fresh
+
+    def _effort(self) -> CodecName:
+        """`auto` compresses exactly while the disk is behind: then the processors have nothing better to do."""
+        if self._codec != "auto":
+            return self._codec
+        return "planes" if self._packs.congested else "raw"
+
+    # -- structured objects -------------------------------------------------------------------------------------
+
+    def put(self, kind: Kind, data: bytes) -> ObjectId:
+        """Take a structured object to be stored with the next `finish`."""
+        name = object_id(kind, data)
+        self._objects[name] = (kind, data)
+        return name
+
+    @property
+    def counters(self) -> Counters:
+        """What was new so far, structured objects taken and not yet written included."""
+        counted = self._packs.counters
+        fresh = self._fresh()
+        size = sum(len(self._objects[name][1]) for name in fresh)
+        return Counters(counted.new_blocks, counted.new_raw + size, counted.new_stored + size)
+
+    def _fresh(self) -> list[ObjectId]:
+        known = self._catalog.known(list(self._objects))
+        return [name for name in self._objects if name not in known]
+
+    def finish(self) -> None:
+        """Write the structured objects and make everything durable."""
+        self._packs.settle()
+        encoder = Encoder()
+        for name in self._fresh():
+            kind, data = self._objects[name]
+            effort: CodecName = "zstd" if kind is Kind.TREE and len(data) >= COMPRESS_OBJECT_FROM else "raw"
+            codec, width, stored = encoder.encode(np.frombuffer(data, np.uint8), Format(None), effort)
+            self._packs.append(name, kind, codec, width, len(data), stored)
+        self._packs.finish()

@@ -1,0 +1,150 @@
+"""PyTorch's part of a state: the entry point `torch` of the group `cas.adapters`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from cas import tensors
+from cas.dtypes import DTYPES, DType
+from cas.errors import Invalid, Unsupported
+from cas.tensors import Array, ArraySource
+
+from . import device as devices
+from . import foreign
+from .memory import elements, writable_bytes
+
+_DTYPES: dict[torch.dtype, DType] = {getattr(torch, name): known for name, known in DTYPES.items() if hasattr(torch, name)}
+_TORCH = {known: dtype for dtype, known in _DTYPES.items()}
+_MAX_DIMENSIONS = 64
+
+
+class TorchAdapter:
+    """See `tensors.Adapter`."""
+
+    framework = "torch"
+
+    def tensor(self, value: Any) -> tensors.Tensor | None:
+        kind = type(value)
+        if kind is not torch.Tensor and kind is not Parameter:
+            if not isinstance(value, torch.Tensor):
+                return None
+            raise Unsupported(_subclass(value))
+        dtype = _DTYPES.get(value.dtype)
+        if dtype is None or not _is_plain(value):
+            raise Unsupported(_refusal(value))
+        if value.is_conj() or value.is_neg():
+            # The copy is nobody else's, and the memory under it holds other numbers: nothing ties to it.
+            value, alias = value.detach().resolve_conj().resolve_neg(), None
+        else:
+            alias = _alias(value)
+        source = ArraySource(elements(value)) if value.is_cpu else devices.DeviceSource(value)
+        return tensors.Tensor("torch", dtype, tuple(value.shape), source, alias)
+
+    def foreign(self, value: Any) -> tuple[str, str] | None:
+        return foreign.foreign(value)
+
+    def value(self, kind: str, text: str) -> Any:
+        return foreign.value(kind, text)
+
+    def empty(self, dtype: DType, shape: tuple[int, ...]) -> tuple[torch.Tensor, memoryview]:
+        if dtype not in _TORCH:
+            raise Unsupported(f"has dtype {dtype.name}, which torch {torch.__version__} does not have; use a newer one")
+        try:
+            tensor = torch.empty(shape, dtype=_TORCH[dtype], device="cpu")
+        except RuntimeError as error:  # torch has no MemoryError of its own
+            raise MemoryError(f"no memory for a tensor of shape {shape} and dtype {dtype.name}") from error
+        return tensor, memoryview(writable_bytes(tensor))
+
+    def host_bytes(self, target: Any, dtype: DType, shape: tuple[int, ...]) -> memoryview | None:
+        if type(target) is not torch.Tensor and type(target) is not Parameter:
+            raise Invalid(f"is a {type(target).__name__} in into=, the commit has a torch.Tensor")
+        if target.dtype != _TORCH.get(dtype) or tuple(target.shape) != shape:
+            raise Invalid(
+                f"is a {target.dtype} tensor of shape {tuple(target.shape)} in into=, "
+                f"the commit has torch.{dtype.name} and {shape}"
+            )
+        if not _is_plain(target):
+            raise Invalid(f"{_refusal(target)}, and cannot be filled")
+        if any(step == 0 and length > 1 for step, length in zip(target.stride(), shape, strict=True)):
+            raise Invalid("is an expanded tensor in into=, whose elements share memory; pass its clone()")
+        if not target.is_cpu or not target.is_contiguous() or target.is_conj() or target.is_neg():
+            return None
+        elements(target)  # refuses a storage that was freed
+        if not target.is_inference():
+            torch.autograd.graph.increment_version(target)  # as any write in place: backward refuses stale values
+        return memoryview(writable_bytes(target))
+
+    def assign(self, target: torch.Tensor, value: torch.Tensor) -> None:
+        with torch.inference_mode(target.is_inference()), torch.no_grad():
+            target.copy_(value)
+
+    def to_device(self, value: torch.Tensor, device: Any) -> torch.Tensor:
+        try:
+            return value.to(torch.device(device))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch was built without it
+            raise Invalid(f"cannot go to device {device!r}: {' '.join(str(error).split())}") from error
+
+    def pinned(self, nbytes: int) -> Array:
+        return devices.pinned(nbytes)
+
+    def wait_for_copies(self) -> None:
+        devices.wait_for_copies()
+
+    def world_size(self) -> int:
+        distributed = torch.distributed
+        return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _alias(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """Equal for tensors that are the same elements of the same storage; None if there are none.
+
+    The storage is named by its own identity: an address would be ambiguous on devices that have none (XLA, MPS).
+    """
+    if not tensor.numel():
+        return None
+    try:
+        storage = tensor.untyped_storage()
+    except RuntimeError as error:  # inside torch.func transforms
+        raise Unsupported("has no memory of its own, as inside torch.func.vmap; commit outside the transform") from error
+    return "torch", storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    strided = tensor.layout is torch.strided and not tensor.is_nested
+    return strided and not tensor.is_quantized and not tensor.is_meta and tensor.ndim <= _MAX_DIMENSIONS
+
+
+def _refusal(tensor: torch.Tensor) -> str:
+    """Why a torch.Tensor cannot be stored, and what can."""
+    if tensor.is_nested:
+        return "is a nested tensor; commit its parts, as from unbind()"
+    if tensor.is_quantized:
+        return f"is a quantised tensor ({tensor.dtype}); commit its int_repr() with the scale and the zero point"
+    if tensor.layout is not torch.strided:
+        what = "mkldnn" if tensor.is_mkldnn else "sparse"
+        return f"is a {what} tensor ({tensor.layout}); commit to_dense(), or its parts as tensors of their own"
+    if tensor.is_meta:
+        return "is a tensor on the meta device, which has no data; materialise it first"
+    if tensor.ndim > _MAX_DIMENSIONS:
+        return f"is a tensor of {tensor.ndim} dimensions; up to {_MAX_DIMENSIONS} are supported, reshape it"
+    return f"is a tensor of {tensor.dtype}, which this version does not store; commit it as view(torch.uint8)"
+
+
+def _subclass(tensor: torch.Tensor) -> str:
+    """Why an instance of a tensor subclass cannot be stored. Looked up by name: the classes are not imported here."""
+    name = type(tensor).__name__
+    if name in ("DTensor", "ShardedTensor"):
+        return f"is a {name}, which is sharded; ranks cannot commit together in this release, commit full tensors"
+    if name == "FakeTensor":
+        return "is a FakeTensor, which has no data; commit outside of fake tensor mode"
+    if name in ("UninitializedParameter", "UninitializedBuffer"):
+        return f"is an {name}, which has no data yet; run the lazy module on one batch first"
+    return f"is a {name}, a tensor subclass; commit the plain tensors that it consists of"
+
+
+ADAPTER = TorchAdapter()
