@@ -1,8 +1,8 @@
 """A content-addressed store for training checkpoints: git's object database, made for tensors.
 
-    store = cas.open(".cas", create=True)
-    commit = store.commit(state, step=1000, metrics={"loss": 2.31})
-    state = store.load("main")
+store = cas.open(".cas", create=True)
+commit = store.commit(state, step=1000, metrics={"loss": 2.31})
+state = store.load("main")
 """
 
 from .background import Pending

@@ -10,12 +10,11 @@ from .dtypes import DTYPES, DType
 from .errors import Corrupt, Invalid, Unsupported
 from .tensors import Array, ArraySource, Tensor
 
-_NUMPY = {
-    np.dtype(name): DTYPES[name]
-    for name in (
-        "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
-    )
-}
+_NAMES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+)
+_NUMPY = {np.dtype(name): DTYPES[name] for name in _NAMES}
 _SCALARS = {dtype.type: known for dtype, known in _NUMPY.items()}
 
 

@@ -56,9 +56,7 @@ class Branches:
 
     # -- parents ------------------------------------------------------------------------------------------------
 
-    def base(
-        self, branch: str, wanted: ObjectId | None, root: Record, describe: Callable[[ObjectId], str]
-    ) -> Base:
+    def base(self, branch: str, wanted: ObjectId | None, root: Record, describe: Callable[[ObjectId], str]) -> Base:
         """What a commit on `branch` begun under `root` builds on; `wanted` is the parent that the caller asked for."""
         check_name(branch, "branch")
         tip = root.refs.get((RefKind.BRANCH, branch))
@@ -99,7 +97,7 @@ class Branches:
     # -- publishing ---------------------------------------------------------------------------------------------
 
     def advance(self, base: Base, commit: ObjectId, why: str) -> None:
-        """Publish `commit` as the branch's tip, durably. A race for the number is run again; one for the branch is lost."""
+        """Publish `commit` as the branch's tip, durably; `RefConflict` when another writer moved the branch."""
         branch, ref = base.branch, (RefKind.BRANCH, base.branch)
         try:
             self._publish(lambda root: self._advanced(root, ref, base.tip, commit), why, (branch, commit))
@@ -147,9 +145,7 @@ class Branches:
         if kind is RefKind.BRANCH:
             self.forget(name)
 
-    def _publish(
-        self, change: Callable[[Record], Refs], why: str, commit: tuple[str, ObjectId] | None = None
-    ) -> None:
+    def _publish(self, change: Callable[[Record], Refs], why: str, commit: tuple[str, ObjectId] | None = None) -> None:
         """Publish the root with `change` made to its refs; `change` runs again on every root that came first."""
         while True:
             root = self._log.head()

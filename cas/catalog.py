@@ -71,13 +71,17 @@ class Catalog:
         return self.index.known(ids)
 
     def locate(self, ids: Iterable[ObjectId]) -> dict[ObjectId, list[Location]]:
-        """Every row of each object; where one is unknown the packs are listed again first. Unknown ones are left out."""
+        """Every row of each known object. Where one is unknown the packs are listed again first."""
         wanted = list(dict.fromkeys(ids))
         found = self.index.find_many(wanted)
         if len(found) < len(wanted):
             self.refresh()
             found = self.index.find_many(wanted)
         return found
+
+    def match(self, low: bytes, high: bytes, limit: int) -> list[Location]:
+        """Up to `limit` rows whose ids lie in low <= id <= high."""
+        return self.index.match(low, high, limit)
 
     def why_missing(self) -> str:
         """What to add to an error about an object that is nowhere."""

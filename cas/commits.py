@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from . import objects
@@ -58,7 +58,7 @@ def commit_of(name: ObjectId, held: objects.Commit, branch: str | None = None, s
     return Commit(
         id=name.hex(),
         parents=tuple(parent.hex() for parent in held.parents),
-        time=datetime.fromtimestamp(held.time / 1e6, timezone.utc),
+        time=datetime.fromtimestamp(held.time / 1e6, UTC),
         author=held.author,
         message=held.message,
         step=held.step,

@@ -105,7 +105,7 @@ def request(state: Any, options: CommitOptions, base: Base, started: float) -> R
     codec, message = options.get("codec", "auto"), options.get("message", "")
     if codec not in CODEC_NAMES:
         raise Invalid(f"codec is one of {', '.join(CODEC_NAMES)}, not {codec!r}")
-    if not isinstance(message, str):
+    if type(message) is not str:
         raise Invalid(f"message is a text, not {message!r:.60}")
     skeleton, leaves = state_skeleton(state, options.get("allow_pickle", False))
     return Request(
@@ -160,16 +160,17 @@ def _number(name: str, value: Any) -> int | float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise Invalid(f"metric {name} is {value!r:.60}; give a number or a 0-dim tensor")
-    if isinstance(value, numbers.Integral) and -MAX_BYTES <= value <= MAX_BYTES:
-        return int(value)
-    return float(value)
+    whole = int(value) if isinstance(value, numbers.Integral) else None
+    return whole if whole is not None and abs(whole) <= MAX_BYTES else float(value)
 
 
 def meta_node(meta: Mapping[str, Any]) -> Node:
     """Metadata as a dict node; only small plain values, since every `log` reads them."""
     skeleton, leaves = state_skeleton(dict(meta), False)
     if leaves:
-        raise Invalid(f"meta= holds a tensor or over {INLINE_TEXT} bytes at {leaves[0].path[-1]!r}; put it in the state")
+        raise Invalid(
+            f"meta= holds a tensor or over {INLINE_TEXT} bytes at {leaves[0].path[-1]!r}; put it in the state"
+        )
     return _inline(skeleton)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from . import envelope, pack
@@ -67,8 +68,8 @@ def check(backend: Backend, catalog: Catalog, log: Log, blocks: BlockReader | No
     found += [_row_finding(place, error) for place, error in rows.items() if not _all_bad(place, rows, catalog)]
     bad = {place.row.id for place in rows if _all_bad(place, rows, catalog)}
     found += _Reachable(Objects(backend, catalog), catalog, bad).findings(log.head())
-    found += [Finding("leftover", "info", f"{info.name} was left by a writer that crashed") for info in backend.list("tmp")]
-    return found
+    leftovers = (f"{info.name} was left by a writer that crashed" for info in backend.list("tmp"))
+    return found + [Finding("leftover", "info", text) for text in leftovers]
 
 
 def _check_log(log: Log) -> Iterator[Finding]:
@@ -201,7 +202,7 @@ class _Reachable:
         extent = extent_of(content, shape, itemsize, self.objects)
         found = []
         for shard in extent.shards:
-            sizes = {name: stop - start for name, start, stop in zip(shard.ids, shard.edges, shard.edges[1:])}
+            sizes = {name: stop - start for name, (start, stop) in zip(shard.ids, pairwise(shard.edges), strict=True)}
             places = self.catalog.index.find_many(sizes)
             for name, size in sizes.items():
                 rows = [place.row for place in places.get(name, []) if place.row.kind == Kind.BLOCK]
@@ -217,4 +218,3 @@ class _Reachable:
 def _damage(path: Path, error: CasError) -> _Damage:
     name = "object-missing" if isinstance(error, NotFound) else "object-corrupt"
     return _Damage(path, name, str(error))
-

@@ -128,7 +128,7 @@ class Loader:
             extra = [] if self.only else [key for key in target if key not in set(keys)]
             if missing or extra:
                 raise Invalid(f"{where} lacks {missing[:5]} and has {extra[:5]} that the commit does not have")
-        elif not isinstance(target, LISTED_TAGS[tag]) or len(target) != len(keys):
+        elif not isinstance(target, list | tuple) or type(target) is not LISTED_TAGS[tag] or len(target) != len(keys):
             kind = LISTED_TAGS[tag].__name__
             raise Invalid(f"{where} is not a {kind} of {len(keys)} items as in the commit")
 
@@ -166,9 +166,7 @@ class Loader:
             self._tied[entry.tie] = (entry, pending)
         return pending
 
-    def _tensor_into(
-        self, entry: TensorEntry, extent: Extent, adapter: Adapter, path: Path, target: Any
-    ) -> _Pending:
+    def _tensor_into(self, entry: TensorEntry, extent: Extent, adapter: Adapter, path: Path, target: Any) -> _Pending:
         """Plan the reads; straight into `target` where its memory takes them."""
         dtype = DTYPES[entry.dtype]
         place = None if target is MISSING else adapter.host_bytes(target, dtype, entry.shape)
@@ -213,8 +211,6 @@ def _assemble(skeleton: Any) -> Any:
         return found
     kept = [None if value is MISSING else value for value in values]
     if skeleton.target is not MISSING and skeleton.tag is Tag.LIST:
-        skeleton.target[:] = [
-            old if new is MISSING else new for old, new in zip(skeleton.target, values, strict=True)
-        ]
+        skeleton.target[:] = [old if new is MISSING else new for old, new in zip(skeleton.target, values, strict=True)]
         return skeleton.target
     return LISTED_TAGS[skeleton.tag](kept)

@@ -214,5 +214,3 @@ class Log:
             self._backend.replace(HINT, f"{line}\n{blake3(line.encode()).hexdigest()}\n".encode())
         except OSError as error:
             _logger.info("the hint was not written: %s", error)
-
-

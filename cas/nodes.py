@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -233,7 +234,7 @@ def _is_scalar(node: Node) -> bool:
     return len(node[2]) == DTYPES[node[1]].itemsize
 
 
-_LEAVES = {
+_LEAVES: dict[Tag, Callable[[Node], bool]] = {
     Tag.REF: lambda node: len(node) == 2 and is_id(node[1]),
     Tag.PARTS: _is_parts,
     Tag.BIGINT: _is_bigint,

@@ -2,7 +2,7 @@
 
     header 64 | stored bytes ... | table: rows x 84 | footer 112
     row:    id 32 | kind u8 | codec u8 | width u8 | chain u8 | offset u64 | stored u32 | raw u32 | base 32
-    footer: copy of the header 64 | table offset u64 | rows u32 | "cend" | BLAKE3 32 of header, table, offset, rows, "cend"
+    footer: copy of the header 64 | table offset u64 | rows u32 | "cend" | BLAKE3 32 of header, table and these 16 bytes
 
 All little-endian. Rows stand in the order of their offsets; the first starts at 64, each next where the one before
 ends, the table where the last one ends: no gaps, no overlaps. The footer repeats the header, so that one read of

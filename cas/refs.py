@@ -31,7 +31,9 @@ def check_name(name: object, what: str) -> str:
     if not isinstance(name, str) or not name:
         raise Invalid(f"a {what} name is a non-empty text, not {name!r}")
     if _FORBIDDEN.search(name):
-        raise Invalid(f"{what} name {name!r} holds a space, a control character or one of ~^:@?*[]{{}}\\; choose another")
+        raise Invalid(
+            f"{what} name {name!r} holds a space, a control character or one of ~^:@?*[]{{}}\\; choose another"
+        )
     if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME or not name.isprintable():
         raise Invalid(f"{what} name {name[:40]!r} is too long or not printable; use up to {MAX_NAME} bytes")
     parts = name.split("/")

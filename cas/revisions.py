@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .block import Kind, ObjectId
+from .catalog import Catalog
 from .errors import Invalid, NotFound
-from .index import Index
 from .log import Log, Record
 from .nodes import Node, Tag
 from .objects import Commit
@@ -30,7 +30,7 @@ class Revisions:
     """Resolves revisions against one store. `commit` reads a commit object by id."""
 
     log: Log
-    index: Index
+    catalog: Catalog
     commit: Callable[[ObjectId], Commit]
 
     def resolve(self, revision: str | None, root: Record) -> ObjectId:
@@ -54,7 +54,7 @@ class Revisions:
 
     def _by_prefix(self, prefix: str) -> ObjectId:
         low, high = (bytes.fromhex(prefix.ljust(64, digit)) for digit in "0f")
-        places = self.index.match(low, high, limit=10_000)
+        places = self.catalog.match(low, high, limit=10_000)
         found = {place.row.id for place in places if place.row.kind == Kind.COMMIT}
         if not found:
             raise NotFound(f"no commit's id starts with {prefix}; see `cas log`")

@@ -22,15 +22,15 @@ from .commits import Commit, commit_of
 from .committing import CommitOptions, Request
 from .crew import default_threads
 from .errors import Exists, Invalid, NotFound, Unsupported
-from .local import LocalBackend, create_root
 from .loader import MISSING, Loader
+from .local import LocalBackend, create_root
 from .log import Log, Record, encode_record, first_record, name_of
 from .paths import matcher
 from .reader import BlockReader, Objects
 from .refs import Ref, RefKind
 from .revisions import Revisions, default_branch
 from .stage import Stage
-from .view import View, view_of
+from .view import view_of
 
 StorePath = str | os.PathLike[str]
 DEFAULT_BLOCK_SIZE = 4 << 20
@@ -180,7 +180,7 @@ class Store:
         """Whether `rev` is the plain name of a branch that could be and is not."""
         return not root.refs if rev is None else (RefKind.BRANCH, rev) not in root.refs and rev.isprintable()
 
-    def view(self, rev: str | None = None, *, group: Any = UNSET) -> View:
+    def view(self, rev: str | None = None, *, group: Any = UNSET) -> Any:
         """The state as a read-only mapping that reads only what is asked for: `view["model"]["w"][0:128]`."""
         self._ready(group)
         root = self._log.head()
@@ -215,7 +215,8 @@ class Store:
         """The side files of a commit by name, verified."""
         self._ready(None)
         name = self._revisions().resolve(rev, self._log.head())
-        return Loader(self._objects, self._blocks, name).values(self._objects.commit(name).files)
+        found: dict[str, bytes] = Loader(self._objects, self._blocks, name).values(self._objects.commit(name).files)
+        return found
 
     # -- refs ---------------------------------------------------------------------------------------------------
 

@@ -170,4 +170,3 @@ def subtree(node: Node, objects: Objects, levels: list[str]) -> tuple[Path, Node
             raise NotFound(f"{format_path(path)} has no {level}; it has {near}")
         path, node = (*path, found[0]), found[1]
     return path, node
-

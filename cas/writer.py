@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -22,9 +23,8 @@ from .block import MAX_BLOCK_SIZE, Codec, Kind, ObjectId, block_id, object_id
 from .catalog import Catalog
 from .codecs import CodecName, Encoder, Format
 from .crew import Crew
-from .errors import CasError
 from .grid import Box, cell_size, cut
-from .objects import Sizes, store_content
+from .objects import store_content
 from .pack import TARGET_SIZE, PackWriter
 from .state import Leaf
 from .tensors import Array, Source
@@ -71,7 +71,9 @@ class _Packs:
         pack = self._open
         return pack is not None and pack.congested
 
-    def append(self, name: ObjectId, kind: Kind, codec: Codec, width: int, raw: int, stored: Array | memoryview) -> None:
+    def append(
+        self, name: ObjectId, kind: Kind, codec: Codec, width: int, raw: int, stored: Array | memoryview
+    ) -> None:
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -159,7 +161,7 @@ class ObjectWriter:
         plans = [(leaf, *self._cut(leaf)) for leaf in leaves if leaf.tied_to is None]
         with Crew(self._threads) as crew:
             for batch in self._batches(plans):
-                crew.submit(lambda batch=batch: self._store_batch(batch))
+                crew.submit(partial(self._store_batch, batch))
         for leaf, box, cell, _, ids in plans:
             leaf.content = store_content(ids, box, cell, self.put)
         return sum(len(ids) for *_, ids in plans)

@@ -16,7 +16,9 @@ from . import device as devices
 from . import foreign
 from .memory import elements, writable_bytes
 
-_DTYPES: dict[torch.dtype, DType] = {getattr(torch, name): known for name, known in DTYPES.items() if hasattr(torch, name)}
+_DTYPES: dict[torch.dtype, DType] = {
+    getattr(torch, name): known for name, known in DTYPES.items() if hasattr(torch, name)
+}
 _TORCH = {known: dtype for dtype, known in _DTYPES.items()}
 _MAX_DIMENSIONS = 64
 
@@ -56,7 +58,7 @@ class TorchAdapter:
             tensor = torch.empty(shape, dtype=_TORCH[dtype], device="cpu")
         except RuntimeError as error:  # torch has no MemoryError of its own
             raise MemoryError(f"no memory for a tensor of shape {shape} and dtype {dtype.name}") from error
-        return tensor, memoryview(writable_bytes(tensor))
+        return tensor, writable_bytes(tensor).data
 
     def host_bytes(self, target: Any, dtype: DType, shape: tuple[int, ...]) -> memoryview | None:
         if type(target) is not torch.Tensor and type(target) is not Parameter:
@@ -75,7 +77,7 @@ class TorchAdapter:
         elements(target)  # refuses a storage that was freed
         if not target.is_inference():
             torch.autograd.graph.increment_version(target)  # as any write in place: backward refuses stale values
-        return memoryview(writable_bytes(target))
+        return writable_bytes(target).data
 
     def assign(self, target: torch.Tensor, value: torch.Tensor) -> None:
         with torch.inference_mode(target.is_inference()), torch.no_grad():
@@ -110,7 +112,7 @@ def _alias(tensor: torch.Tensor) -> tuple[Any, ...] | None:
     try:
         storage = tensor.untyped_storage()
     except RuntimeError as error:  # inside torch.func transforms
-        raise Unsupported("has no memory of its own, as inside torch.func.vmap; commit outside the transform") from error
+        raise Unsupported("has no memory of its own, as inside torch.func.vmap; commit outside of it") from error
     return "torch", storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
 
 

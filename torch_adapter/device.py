@@ -56,7 +56,8 @@ class DeviceSource:
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     stream = _side_streams.get(device)
     if stream is None:
-        stream = _side_streams.setdefault(device, torch.cuda.Stream(device))
+        made = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = _side_streams.setdefault(device, made)
     return stream
 
 

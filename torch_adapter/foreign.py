@@ -24,7 +24,7 @@ _CONSTANTS = {
     "memory_format": _named(torch.memory_format),
 }
 # Not the names that torch warns about.
-_DEVICES = frozenset("cpu cuda xpu mps meta xla hpu mtia maia ipu lazy privateuseone".split())
+_DEVICES = {"cpu", "cuda", "xpu", "mps", "meta", "xla", "hpu", "mtia", "maia", "ipu", "lazy", "privateuseone"}
 _DEVICE = re.compile(r"([a-z0-9_]{1,32})(?::(0|[1-9][0-9]?|1[01][0-9]|12[0-7]))?")
 _SIZE = re.compile(r"(?:-?[0-9]{1,19}(?:,-?[0-9]{1,19})*)?")
 
@@ -49,7 +49,7 @@ def value(kind: str, text: str) -> Any:
     else:
         found = _CONSTANTS.get(kind, {}).get(text)
     if found is None:
-        raise Corrupt(f"holds the torch value {kind[:40]!r} {text[:80]!r}, which torch {torch.__version__} does not know")
+        raise Corrupt(f"holds the torch {kind[:40]!r} {text[:80]!r}, which torch {torch.__version__} does not have")
     return found
 
 

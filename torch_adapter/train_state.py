@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, Protocol
 
 import torch
@@ -74,7 +75,7 @@ class TrainState:
             _load(name, part, state[name], state["metadata"].get(name))
         try:  # last, for loading may draw random numbers
             rng.restore(state["rng"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # whatever the generators raise
             raise Invalid(f"rng does not hold the state of the random generators: {_line(error)}") from error
         self.step = state["step"]
         return self.step
@@ -117,10 +118,10 @@ def _check_part(name: str, part: object) -> None:
 
 
 def _load(name: str, part: Stateful, state: Any, metadata: Any) -> None:
-    if metadata is not None:  # versions of the modules, an attribute that a store does not keep
-        state = state.copy()
-        state._metadata = metadata
     try:
+        if metadata is not None:  # versions of the modules, an attribute that a store does not keep
+            state = OrderedDict(state)
+            state._metadata = metadata
         part.load_state_dict(state)
         if isinstance(part, torch.optim.Optimizer):
             _undo_casts(part, state)
