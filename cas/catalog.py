@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,14 +21,19 @@ class Catalog:
         self._backend = backend
         self._folder = index_folder
         self._index: Index | None = None
+        self._opening = threading.RLock()
         self.damaged: dict[PackId, CasError] = {}
         """Packs whose table could not be read at the last refresh, and why."""
 
     @property
     def index(self) -> Index:
+        """The index, opened and in step with the packs when it is first needed."""
         if self._index is None:
-            self._index = open_index(self._folder)
-            self.refresh()
+            with self._opening:
+                if self._index is None:
+                    index = open_index(self._folder)
+                    self._refresh(index)
+                    self._index = index
         return self._index
 
     def refresh(self) -> None:
@@ -36,7 +42,9 @@ class Catalog:
         Directories that hold unknown packs are synced first: what is found here is leant on, and another writer's
         pack may have a name that a power cut would still take away.
         """
-        index = self.index
+        self._refresh(self.index)
+
+    def _refresh(self, index: Index) -> None:
         listed = self._listed()
         known = index.packs()
         lost = {name for name, size in known.items() if listed.get(name) != size}

@@ -28,10 +28,12 @@ from .codecs import CODEC_NAMES, CodecName
 from .commits import Commit, Stats, commit_of
 from .errors import Invalid, NotFound
 from .log import user
-from .nodes import INLINE_TEXT, MAX_BYTES, Node, Tag
+from .nodes import INLINE_TEXT, MAX_BYTES, Node, Tag, pack
 from .objects import Sizes, encode_commit, encode_tree
 from .state import Container, Leaf, Walk, tree_node
 from .writer import ObjectWriter
+
+MAX_META = 1 << 20
 
 
 class FileSource:
@@ -128,7 +130,7 @@ def state_skeleton(state: Any, allow_pickle: bool) -> tuple[Any, list[Leaf]]:
     return walk.visit(state), walk.leaves
 
 
-def files_of(files: Mapping[str, str | os.PathLike[str]]) -> list[tuple[str, Leaf]]:
+def files_of(files: Mapping[Any, str | os.PathLike[str]]) -> list[tuple[str, Leaf]]:
     """Side files as leaves, by the relative name that they will have on checkout."""
     found = []
     for name, path in files.items():
@@ -171,11 +173,16 @@ def meta_node(meta: Mapping[str, Any]) -> Node:
         raise Invalid(
             f"meta= holds a tensor or over {INLINE_TEXT} bytes at {leaves[0].path[-1]!r}; put it in the state"
         )
-    return _inline(skeleton)
+    node = _inline(skeleton)
+    if len(pack(node)) > MAX_META:
+        raise Invalid(f"meta= takes {len(pack(node))} bytes, every log reads it; keep it below {MAX_META}")
+    return node
 
 
 def _inline(skeleton: Any) -> Node:
     if not isinstance(skeleton, Container):
+        if type(skeleton) is list and skeleton[0] == Tag.FOREIGN:
+            raise Invalid(f"meta= holds a {skeleton[2]} of {skeleton[1]}; put it in the state or give its text")
         return skeleton
     nodes = [_inline(child) for child in skeleton.children]
     pairs = nodes if skeleton.keys is None else [list(pair) for pair in zip(skeleton.keys, nodes, strict=True)]

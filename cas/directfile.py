@@ -90,7 +90,7 @@ class BufferPool:
 
 
 def _allocate(size: int) -> memoryview:
-    # Private: mmap's default is shared memory, which a forked child would write into as well.
+    # Private: mmap's default is memory shared with forked children, which also gets no huge pages.
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages: only slower

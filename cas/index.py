@@ -101,13 +101,21 @@ class Index:
             for path in (data, self._folder / "lock.mdb"):
                 path.unlink(missing_ok=True)
 
+    def is_in_place(self) -> bool:
+        """False when the folder was removed, and perhaps made anew, since this index was opened."""
+        try:
+            return self._guard < 0 or os.path.samestat(os.fstat(self._guard), os.stat(self._folder / "open.lock"))
+        except FileNotFoundError:
+            return False
+
     def close(self) -> None:
         """Give up one use; the last use of the last process leaves the flag that the index is whole."""
         with _registry_lock:
             self._users -= 1
             if self._users:
                 return
-            _registry.pop(self._folder, None)
+            if _registry.get(self._folder) is self:
+                del _registry[self._folder]
         if self._env is None or self._pid != os.getpid():
             return
         with self._mutex:
@@ -118,7 +126,7 @@ class Index:
                 self._mark_clean()
             self._env.close()
             self._env = None
-            os.close(self._guard)
+            _unlock(self._guard)
 
     def _mark_clean(self) -> None:
         temporary = self._folder / "clean.new"
@@ -252,7 +260,7 @@ class Index:
                 except lmdb.MapResizedError:
                     self._env.set_mapsize(0)
         finally:
-            os.close(lock)
+            _unlock(lock)
 
     def _reading(self) -> Any:
         try:
@@ -260,6 +268,12 @@ class Index:
         except lmdb.MapResizedError:
             self._env.set_mapsize(0)
             return self._env.begin()
+
+
+def _unlock(lock: int) -> None:
+    """Give up a lock and its descriptor; closing alone would leave it with a forked child that inherited it."""
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    os.close(lock)
 
 
 def _lock_by(lock: int, deadline: float) -> bool:
@@ -295,7 +309,7 @@ def open_index(folder: Path) -> Index:
     folder = folder.resolve()
     with _registry_lock:
         index = _registry.get(folder)
-        if index is None:
+        if index is None or not index.is_in_place():
             index = _registry[folder] = Index(folder)
         index._users += 1
         return index

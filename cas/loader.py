@@ -112,21 +112,24 @@ class Loader:
             self._check_target(tag, keys, path, target)
         children = []
         for key, node in zip(keys, nodes, strict=True):
-            below = MISSING if target is MISSING else target[key]
-            children.append(self._plan(node, (*path, key), below))
+            absent = target is MISSING or (tag in KEYED_TAGS and key not in target)
+            child = self._plan(node, (*path, key), MISSING if absent else target[key])
+            if absent and target is not MISSING and child is not MISSING:
+                raise Invalid(f"into= at {format_path(path)} lacks {key!r}, which only= asks for")
+            children.append(child)
         if all(child is MISSING for child in children) and (children or not self._wanted(path)):
             return MISSING
         return _Container(tag, keys, children, target)
 
     def _check_target(self, tag: Tag, keys: list[Any], path: Path, target: Any) -> None:
-        """`Invalid` unless `into` has here what the commit has, or, with `only`, at least that."""
+        """`Invalid` unless `into` has here what the commit has; with `only` its keys may differ."""
         where = f"into= at {format_path(path)}"
         if tag in KEYED_TAGS:
             if not isinstance(target, dict):
                 raise Invalid(f"{where} is a {type(target).__name__}, the commit has a dict")
             missing = [key for key in keys if key not in target]
-            extra = [] if self.only else [key for key in target if key not in set(keys)]
-            if missing or extra:
+            extra = [key for key in target if key not in set(keys)]
+            if (missing or extra) and not self.only:
                 raise Invalid(f"{where} lacks {missing[:5]} and has {extra[:5]} that the commit does not have")
         elif not isinstance(target, list | tuple) or type(target) is not LISTED_TAGS[tag] or len(target) != len(keys):
             kind = LISTED_TAGS[tag].__name__

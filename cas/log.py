@@ -27,7 +27,7 @@ from . import envelope
 from .backend import Backend, Unsettled
 from .block import ObjectId
 from .errors import CommitUnknown, Corrupt, Exists, NotFound, Unsupported
-from .nodes import Node, expect, is_id, pack, unpack
+from .nodes import Node, check_node, expect, is_id, pack, unpack
 from .refs import Ref, RefKind, Refs
 
 FOLDER = "log"
@@ -120,7 +120,9 @@ def _refs(items: Node, what: str) -> Refs:
 
 def _config(items: Node, what: str) -> Mapping[str, Node]:
     pairs = type(items) is list and all(type(i) is list and len(i) == 2 and type(i[0]) is str for i in items)
-    expect(pairs and len({i[0] for i in items}) == len(items), f"{what} has a malformed config")
+    expect(pairs and sorted({i[0] for i in items}) == [i[0] for i in items], f"{what} has a malformed config")
+    for _, value in items:
+        check_node(value)
     return dict(items)
 
 

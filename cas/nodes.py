@@ -36,6 +36,8 @@ Node = Any
 
 INLINE_TEXT = 64 << 10
 MAX_DEPTH = 128
+"""Containers around a leaf, the outermost included."""
+MAX_INT_SIZE = 8 << 20
 MAX_DIMENSIONS = 64
 MAX_BYTES = (1 << 63) - 1
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -178,7 +180,6 @@ def check_node(node: Node, depth: int = 0) -> None:
         expect(node is None or type(node) in (bool, int, float, str, bytes), "a tree holds an unknown value")
         expect(type(node) is not int or node in _INT64, "a tree holds an integer over 64 bits")
         return
-    expect(depth < MAX_DEPTH, "a tree is nested too deep")
     expect(bool(node) and type(node[0]) is int and 0 <= node[0] <= Tag.FOREIGN, "a tree holds an unknown tag")
     tag = Tag(node[0])
     if tag in KEYED_TAGS or tag in LISTED_TAGS:
@@ -192,6 +193,7 @@ def check_node(node: Node, depth: int = 0) -> None:
 
 
 def _check_container(tag: Tag, node: Node, depth: int) -> None:
+    expect(depth < MAX_DEPTH, "a tree is nested too deep")
     expect(len(node) == 2 and type(node[1]) is list, "a container has the wrong form")
     if tag in LISTED_TAGS:
         for child in node[1]:
@@ -211,6 +213,8 @@ def _is_parts(node: Node) -> bool:
 
 def _is_bigint(node: Node) -> bool:
     if len(node) != 3 or type(node[1]) is not bool or type(node[2]) is not bytes or node[2][:1] in (b"", b"\0"):
+        return False
+    if len(node[2]) > MAX_INT_SIZE:
         return False
     return int_of(node) not in _INT64
 

@@ -44,6 +44,8 @@ PART_ENTRIES = 4096
 PART_BYTES = 1 << 20
 PART_MODULUS = 1024
 LIST_IDS = 1 << 16
+MAX_TIME = 253_402_300_800_000_000
+"""The end of the year 9999, in microseconds of Unix time."""
 
 Put = Callable[[Kind, bytes], ObjectId]
 """Takes an object's bytes to be stored and returns its id."""
@@ -146,6 +148,7 @@ def entries_of(node: Node, tree: Callable[[ObjectId], Node]) -> tuple[Tag, list[
     """Tag and all entries of a container, following its reference and parts through `tree`; None for a leaf."""
     if type(node) is list and node[0] == Tag.REF:
         node = tree(ObjectId(node[1]))
+        expect(type(node) is list and node[0] in _CONTAINERS, "a reference names no container")
     if type(node) is not list or node[0] not in _CONTAINERS:
         return None
     if node[0] != Tag.PARTS:
@@ -223,13 +226,26 @@ def decode_commit(data: bytes) -> Commit:
     _, tree, parents, time, author, message, step, metrics, meta, files, sizes = fields
     expect(is_id(tree) and type(parents) is list and all(map(is_id, parents)), "a commit names no valid objects")
     expect(type(time) is int and type(author) is str and type(message) is str, "a commit has the wrong form")
+    expect(0 <= time < MAX_TIME, "a commit has an impossible time")
     expect(step is None or (type(step) is int and -MAX_BYTES <= step <= MAX_BYTES), "a commit has an invalid step")
     expect(type(sizes) is list and len(sizes) == 3 and all(map(_is_size, sizes)), "a commit has invalid sizes")
     for node in (metrics, meta, files):
         check_node(node)
-        expect(type(node) is list and node[0] in (Tag.DICT, Tag.REF), "a commit's metadata is no dict")
+        expect(type(node) is list and node[0] == Tag.DICT, "a commit's metadata is no dict")
+    expect(_is_plain(metrics) and _is_plain(meta), "a commit's metadata holds more than plain values")
+    named = all(type(key) is str and type(node) is list and node[0] == Tag.BYTES for key, node in files[1])
+    expect(named, "a commit has an invalid side file")
     ids = tuple(ObjectId(parent) for parent in parents)
     return Commit(ObjectId(tree), ids, time, author, message, step, metrics, meta, files, Sizes(*sizes))
+
+
+def _is_plain(node: Node) -> bool:
+    """Whether a checked node holds neither references nor bytes in blocks nor values of a framework."""
+    if type(node) is not list:
+        return True
+    if node[0] in KEYED_TAGS:
+        return all(_is_plain(child) for _, child in node[1])
+    return all(map(_is_plain, node[1])) if node[0] in LISTED_TAGS else node[0] in (Tag.BIGINT, Tag.SCALAR)
 
 
 def _is_size(value: object) -> bool:

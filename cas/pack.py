@@ -123,6 +123,10 @@ class PackWriter:
         return self._file.size
 
     @property
+    def is_full(self) -> bool:
+        return self._file.size >= TARGET_SIZE or len(self.rows) >= MAXROWS
+
+    @property
     def congested(self) -> bool:
         return self._file.congested
 

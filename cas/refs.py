@@ -44,6 +44,15 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
+def is_name(name: object) -> bool:
+    """Whether a branch may be called so."""
+    try:
+        check_name(name, "branch")
+    except Invalid:
+        return False
+    return True
+
+
 def check_free(refs: Refs, name: str) -> None:
     """`Exists` if a ref lies above or below `name` as a path would: `a` and `a/b` cannot both be."""
     for _, other in refs:

@@ -10,7 +10,20 @@ from typing import Any
 from . import frameworks
 from .arrays import scalar_node
 from .errors import CasError, Invalid, Unsupported
-from .nodes import INLINE_TEXT, KEYED, LISTED, MAX_DEPTH, Content, LongEntry, Node, Tag, TensorEntry, int_node, is_key
+from .nodes import (
+    INLINE_TEXT,
+    KEYED,
+    LISTED,
+    MAX_DEPTH,
+    MAX_INT_SIZE,
+    Content,
+    LongEntry,
+    Node,
+    Tag,
+    TensorEntry,
+    int_node,
+    is_key,
+)
 from .objects import Put, seal
 from .paths import Path, format_path
 from .tensors import Adapter, BytesSource, Source, Tensor
@@ -70,7 +83,7 @@ class Walk:
         if value is None or kind is bool or kind is float:
             return value
         if kind is int:
-            return int_node(value)
+            return self._int(value)
         if kind is str:
             return self._text(value)
         if kind is bytes:
@@ -106,6 +119,11 @@ class Walk:
         if what == "key" and len(data) > MAX_KEY:
             raise Unsupported(f"{self._here()} has a key of {len(data)} bytes; keys hold up to {MAX_KEY}")
         return data
+
+    def _int(self, value: int) -> Any:
+        if value.bit_length() > 8 * MAX_INT_SIZE:
+            raise Unsupported(f"{self._here()} is an int of over {MAX_INT_SIZE} bytes; store its bytes instead")
+        return int_node(value)
 
     def _text(self, value: str) -> Any:
         data = self._utf8(value, "text")

@@ -22,12 +22,13 @@ from .commits import Commit, commit_of
 from .committing import CommitOptions, Request
 from .crew import default_threads
 from .errors import Exists, Invalid, NotFound, Unsupported
+from .leaves import Leaves
 from .loader import MISSING, Loader
 from .local import LocalBackend, create_root
 from .log import Log, Record, encode_record, first_record, name_of
 from .paths import matcher
 from .reader import BlockReader, Objects
-from .refs import Ref, RefKind
+from .refs import Ref, RefKind, is_name
 from .revisions import Revisions, default_branch
 from .stage import Stage
 from .view import view_of
@@ -178,7 +179,9 @@ class Store:
 
     def _is_absent(self, rev: str | None, root: Record) -> bool:
         """Whether `rev` is the plain name of a branch that could be and is not."""
-        return not root.refs if rev is None else (RefKind.BRANCH, rev) not in root.refs and rev.isprintable()
+        if rev is None:
+            return not any(kind is RefKind.BRANCH for kind, _ in root.refs)
+        return is_name(rev) and (RefKind.BRANCH, rev) not in root.refs
 
     def view(self, rev: str | None = None, *, group: Any = UNSET) -> Any:
         """The state as a read-only mapping that reads only what is asked for: `view["model"]["w"][0:128]`."""
@@ -217,6 +220,11 @@ class Store:
         name = self._revisions().resolve(rev, self._log.head())
         found: dict[str, bytes] = Loader(self._objects, self._blocks, name).values(self._objects.commit(name).files)
         return found
+
+    def leaves(self, rev: str | None = None) -> Leaves:
+        """What a commit's state consists of, and the bytes of its tensors, without any framework."""
+        self._ready(None)
+        return Leaves(self._objects, self._blocks, self._revisions().resolve(rev, self._log.head()))
 
     # -- refs ---------------------------------------------------------------------------------------------------
 

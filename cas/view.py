@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,9 @@ class TensorView:
             raise TypeError("a 0-dim tensor has no length")
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[Any]:
+        return (self[at] for at in range(len(self)))
+
     def load(self) -> Any:
         """The whole tensor."""
         return self[...]
@@ -77,8 +81,8 @@ def _box(index: Any, shape: tuple[int, ...], path: Path) -> tuple[Box, set[int]]
                 raise Invalid(f"{format_path(path)} is read with slices of step 1; slice the result further")
             start.append(min(first, length))
             size.append(max(0, stop - first))
-        elif isinstance(item, int) and not isinstance(item, bool) and -length <= item < length:
-            start.append(item % length)
+        elif hasattr(item, "__index__") and not isinstance(item, bool) and -length <= operator.index(item) < length:
+            start.append(operator.index(item) % length)
             size.append(1)
             dropped.add(axis)
         else:

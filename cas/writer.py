@@ -19,13 +19,14 @@ from types import TracebackType
 import numpy as np
 
 from .backend import Backend
-from .block import MAX_BLOCK_SIZE, Codec, Kind, ObjectId, block_id, object_id
+from .block import MAX_BLOCK_SIZE, MAX_OBJECT_SIZE, Codec, Kind, ObjectId, block_id, object_id
 from .catalog import Catalog
 from .codecs import CodecName, Encoder, Format
 from .crew import Crew
+from .errors import Invalid
 from .grid import Box, cell_size, cut
 from .objects import store_content
-from .pack import TARGET_SIZE, PackWriter
+from .pack import PackWriter
 from .state import Leaf
 from .tensors import Array, Source
 
@@ -83,7 +84,7 @@ class _Packs:
             self.counters.new_blocks += kind is Kind.BLOCK
             self.counters.new_raw += raw
             self.counters.new_stored += len(stored)
-            if self._open.size >= TARGET_SIZE:
+            if self._open.is_full:
                 self._close_in_background(self._open)
                 self._open = None
 
@@ -236,7 +237,9 @@ class ObjectWriter:
     # -- structured objects -------------------------------------------------------------------------------------
 
     def put(self, kind: Kind, data: bytes) -> ObjectId:
-        """Take a structured object to be stored with the next `finish`."""
+        """Take a structured object to be stored with the next `finish`; `Invalid` if no reader would accept it."""
+        if len(data) > MAX_OBJECT_SIZE:
+            raise Invalid(f"the {kind.name.lower()} takes {len(data)} bytes; give a shorter message, meta or files")
         name = object_id(kind, data)
         self._objects[name] = (kind, data)
         return name

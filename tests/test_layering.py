@@ -32,6 +32,7 @@ ORDER = (
     {"flatten", "state", "revisions"},
     {"reader"},
     {"writer", "view"},
+    {"leaves"},
     {"gc", "repack", "fsck", "sync", "diff", "stats"},
     {"store"},
     {"__init__"},

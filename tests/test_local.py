@@ -7,13 +7,16 @@ import errno
 import fcntl
 import os
 import random
+import secrets
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +205,13 @@ def test_the_disk_being_behind_bounds_memory(store: LocalBackend, monkeypatch: p
     monkeypatch.setattr(os, "pwrite", lambda *args: disk.wait(60) and real(*args))
     file = store.new_file("packs/aa/one", 0)
     file.write(BYTES[: 300 << 10])
-    assert not file.congested
+    states = [file.congested]
     writer = threading.Thread(target=lambda: file.write(BYTES[300 << 10 :]))
     writer.start()
     writer.join(0.2)
     assert writer.is_alive(), "20 MiB went through 2 MiB of buffers although nothing was written"
-    assert file.congested
+    states.append(file.congested)
+    assert states == [False, True]
     assert store.pool._made == 2
     disk.set()
     writer.join(60)
@@ -314,14 +318,14 @@ for turn in range(40):
 """
 
 
-def start(script: str, *args: str) -> subprocess.Popen[str]:
+def start(script: str, *args: str, before: Sequence[str] = ()) -> subprocess.Popen[str]:
     path = {"PYTHONPATH": str(Path(cas.local.__file__).parents[1])}
-    command = [sys.executable, "-c", script, *args]
+    command = [*before, sys.executable, "-c", script, *args]
     return subprocess.Popen(command, env=os.environ | path, stdout=subprocess.PIPE, text=True)
 
 
-def run(script: str, *args: str) -> str:
-    process = start(script, *args)
+def run(script: str, *args: str, before: Sequence[str] = ()) -> str:
+    process = start(script, *args, before=before)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     return output
@@ -342,24 +346,42 @@ def trace(store: LocalBackend, monkeypatch: pytest.MonkeyPatch, work: Callable[[
     """What `work` does to names and durability, in order, with paths relative to the root."""
     events: list[str] = []
     root = os.path.realpath(store.root)
-    names = {}
-    real_open, real_fsync, real_link, real_mkdir = os.open, os.fsync, os.link, os.mkdir
+    names: dict[int, str] = {}
 
-    def opening(path: str, *args: Any) -> int:
-        fd = real_open(path, *args)
-        names[fd] = os.path.relpath(path, root)
-        return fd
+    def logging(event: str, real: Callable[..., Any], path_of: Callable[..., str]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            result = real(*args)
+            path = os.path.relpath(path_of(*args), root)
+            if event == "open":
+                names[result] = f"{root}/{path}"
+            else:
+                events.append(f"{event} {'tmp/*' if path.startswith('tmp/') else path}")
+            return result
 
-    def log(event: str, path: str) -> None:
-        events.append(f"{event} {'tmp/*' if path.startswith('tmp/') else path}")
+        return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", opening)
-        patch.setattr(os, "fsync", lambda fd: (real_fsync(fd), log("fsync", names[fd]))[0])
-        patch.setattr(os, "mkdir", lambda path: (real_mkdir(path), log("mkdir", os.path.relpath(path, root))))
-        patch.setattr(os, "link", lambda a, b: (real_link(a, b), log("link", os.path.relpath(b, root))))
+        patch.setattr(os, "open", logging("open", os.open, lambda path, *_: path))
+        patch.setattr(os, "fsync", logging("fsync", os.fsync, lambda fd: names[fd]))
+        patch.setattr(os, "mkdir", logging("mkdir", os.mkdir, lambda path: path))
+        patch.setattr(os, "link", logging("link", os.link, lambda _, path: path))
         work()
     return events
+
+
+@contextlib.contextmanager
+def opened_files() -> Iterator[list[str]]:
+    """The base names of the files that are opened meanwhile."""
+    opened: list[str] = []
+    real = os.open
+
+    def watching(path: str, *args: int) -> int:
+        opened.append(os.path.basename(path))
+        return real(path, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", watching)
+        yield opened
 
 
 @pytest.mark.parametrize("size", [10, STREAM_FROM + 5])
@@ -463,6 +485,25 @@ def test_a_background_error_comes_out_of_the_next_call(store: LocalBackend) -> N
     assert files_below(store.root) == []
 
 
+def test_a_background_error_in_the_last_buffer_comes_out_of_publish(store: LocalBackend) -> None:
+    store.pool = BufferPool(limit=2, size=256 << 10)
+    file = store.new_file("packs/aa/one", 0)
+    with failing(1, errno.EIO, ("pwrite",)):
+        file.write(BYTES[: 512 << 10])  # two whole buffers: no later write meets the error of the second
+        with pytest.raises(OSError, match="packs/aa/one"):
+            file.publish()
+    assert files_below(store.root) == []
+
+
+def test_a_foreign_temporary_file_is_kept(store: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkdir(f"{store.root}/tmp")
+    (Path(store.root) / "tmp" / "same").write_bytes(b"of another writer")
+    monkeypatch.setattr(secrets, "token_hex", lambda length: "same")
+    with pytest.raises(FileExistsError):
+        store.create("log/1", b"mine")
+    assert (Path(store.root) / "tmp" / "same").read_bytes() == b"of another writer"
+
+
 FULL = """
 import resource, sys
 from cas.local import LocalBackend
@@ -487,25 +528,41 @@ def test_a_file_over_the_process_limit_fails_and_the_next_one_is_fine(store: Loc
     assert files_below(store.root) == ["packs/9999999"]
 
 
+FULL_DISK = """
+import errno, os, sys
+from cas.local import LocalBackend
+root, size = sys.argv[1], int(sys.argv[2])
+store = LocalBackend(root)
+
+def put(size):
+    file = store.new_file("packs/one", size)
+    for start in range(0, size, 100_000):
+        file.write(b"x" * min(100_000, size - start))
+    file.publish()
+
+store.create("filler", bytes((10 << 20) - 60_000))
+try:
+    put(size)
+except OSError as error:
+    assert error.errno == errno.ENOSPC and error.filename == f"{root}/packs/one", error
+else:
+    sys.exit("the disk was not full")
+assert [info.name for info in store.list("")] == ["filler"]
+store.delete("filler")
+put(min(size, 9 << 20))
+assert store.read("packs/one") == b"x" * min(size, 9 << 20)
+"""
+
+
 @pytest.mark.parametrize("size", [100_000, 20 * MIB + 7])
 def test_a_full_disk_leaves_no_name_and_takes_files_again_later(tmp_path: Path, size: int) -> None:
-    mount = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", str(tmp_path)]
-    if not sys.platform.startswith("linux") or os.geteuid() or subprocess.run(mount, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        store = LocalBackend(tmp_path)
-        filler = tmp_path / "filler"
-        filler.write_bytes(bytes(10 * MIB - 60_000))
-        with pytest.raises(OSError, match=str(tmp_path)) as raised:
-            put(store, "packs/aa/one", BYTES[:size])
-        assert raised.value.errno == errno.ENOSPC
-        assert files_below(tmp_path) == ["filler"]
-        filler.unlink()
-        put(store, "packs/aa/one", BYTES[: min(size, 9 * MIB)])
-        assert store.read("packs/aa/one") == BYTES[: min(size, 9 * MIB)]
-        store.close()
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+    # In a mount namespace of its own: the small disk goes with the process, however that ends.
+    mount = f"mount -t tmpfs -o size=10m tmpfs {tmp_path} || exit 77"
+    command = ["unshare", "-m", "sh", "-c", f'{mount}; exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*command, "true"], check=False).returncode:
+        pytest.skip("mounting a small disk is not permitted here")
+    run(FULL_DISK, str(tmp_path), str(size), before=command)
+    assert list(tmp_path.iterdir()) == []
 
 
 CRASH = """
@@ -646,7 +703,7 @@ def test_a_stream_without_a_thread_just_writes(store: LocalBackend, monkeypatch:
         (10, 1, b""),
         (99, None, b""),
         (2, 0, b""),
-        (0, 1 << 62, b"0123456789"),  # a hostile length costs no memory
+        (0, 1 << 62, b"0123456789"),
     ],
 )
 def test_read_gives_the_range_as_far_as_the_file_goes(
@@ -654,6 +711,17 @@ def test_read_gives_the_range_as_far_as_the_file_goes(
 ) -> None:
     store.create("log/1", b"0123456789")
     assert store.read("log/1", start, length) == expected
+
+
+def test_a_hostile_length_costs_no_memory(store: LocalBackend) -> None:
+    store.create("log/1", b"0123456789")
+    tracemalloc.start()
+    try:
+        store.read("log/1", 0, 1 << 62)
+        store.tail("log/1", 1 << 62)
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
 
 
 def test_short_reads_are_continued(store: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -727,14 +795,12 @@ def test_a_failing_medium_is_not_a_missing_file(store: LocalBackend, monkeypatch
             use()
 
 
-def test_reading_many_ranges_opens_a_file_once(store: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_many_ranges_opens_a_file_once(store: LocalBackend) -> None:
     store.create("packs/aa/one", BYTES[:100_000])
-    opened = []
-    real = os.open
-    monkeypatch.setattr(os, "open", lambda *args: (opened.append(args[0]), real(*args))[1])
-    for start in range(1000):
-        assert store.read("packs/aa/one", start, 10) == BYTES[start : start + 10]
-    assert len(opened) == 1
+    with opened_files() as opened:
+        for start in range(1000):
+            assert store.read("packs/aa/one", start, 10) == BYTES[start : start + 10]
+    assert opened == ["one"]
 
 
 def test_open_files_are_bounded_and_closed(store: LocalBackend) -> None:
@@ -757,6 +823,16 @@ def test_open_files_are_bounded_and_closed(store: LocalBackend) -> None:
     assert descriptors() == before + OPEN_FILES
     store.close()
     assert descriptors() == before
+
+
+def test_a_file_in_use_stays_open(store: LocalBackend) -> None:
+    for number in range(2 * OPEN_FILES):
+        store.replace(str(number), b"x")
+    with opened_files() as opened:
+        for number in range(2 * OPEN_FILES):
+            store.read("0", 0, 1)
+            store.read(str(number), 0, 1)
+    assert opened.count("0") == 1
 
 
 def test_a_deleted_file_gives_its_space_back(store: LocalBackend) -> None:

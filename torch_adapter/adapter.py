@@ -21,6 +21,7 @@ _DTYPES: dict[torch.dtype, DType] = {
 }
 _TORCH = {known: dtype for dtype, known in _DTYPES.items()}
 _MAX_DIMENSIONS = 64
+_MADE_AS = {"complex32": torch.int32}  # torch warns about a new complex32 tensor, but not about a view
 
 
 class TorchAdapter:
@@ -37,13 +38,14 @@ class TorchAdapter:
         dtype = _DTYPES.get(value.dtype)
         if dtype is None or not _is_plain(value):
             raise Unsupported(_refusal(value))
+        shape = tuple(value.shape)
         if value.is_conj() or value.is_neg():
             # The copy is nobody else's, and the memory under it holds other numbers: nothing ties to it.
             value, alias = value.detach().resolve_conj().resolve_neg(), None
         else:
-            alias = _alias(value)
+            alias = _alias(value, shape)
         source = ArraySource(elements(value)) if value.is_cpu else devices.DeviceSource(value)
-        return tensors.Tensor("torch", dtype, tuple(value.shape), source, alias)
+        return tensors.Tensor("torch", dtype, shape, source, alias)
 
     def foreign(self, value: Any) -> tuple[str, str] | None:
         return foreign.foreign(value)
@@ -55,9 +57,10 @@ class TorchAdapter:
         if dtype not in _TORCH:
             raise Unsupported(f"has dtype {dtype.name}, which torch {torch.__version__} does not have; use a newer one")
         try:
-            tensor = torch.empty(shape, dtype=_TORCH[dtype], device="cpu")
+            made = torch.empty(shape, dtype=_MADE_AS.get(dtype.name, _TORCH[dtype]), device="cpu")
         except RuntimeError as error:  # torch has no MemoryError of its own
             raise MemoryError(f"no memory for a tensor of shape {shape} and dtype {dtype.name}") from error
+        tensor = made if made.dtype is _TORCH[dtype] else made.view(_TORCH[dtype])
         return tensor, writable_bytes(tensor).data
 
     def host_bytes(self, target: Any, dtype: DType, shape: tuple[int, ...]) -> memoryview | None:
@@ -102,10 +105,11 @@ class TorchAdapter:
         return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _alias(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+def _alias(tensor: torch.Tensor, shape: tuple[int, ...]) -> tuple[Any, ...] | None:
     """Equal for tensors that are the same elements of the same storage; None if there are none.
 
     The storage is named by its own identity: an address would be ambiguous on devices that have none (XLA, MPS).
+    Plain tuples only, which the garbage collector soon leaves alone; `torch.Size` is none.
     """
     if not tensor.numel():
         return None
@@ -113,7 +117,8 @@ def _alias(tensor: torch.Tensor) -> tuple[Any, ...] | None:
         storage = tensor.untyped_storage()
     except RuntimeError as error:  # inside torch.func transforms
         raise Unsupported("has no memory of its own, as inside torch.func.vmap; commit outside of it") from error
-    return "torch", storage._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
+    strides = None if tensor.is_contiguous() else tensor.stride()
+    return "torch", storage._cdata, tensor.storage_offset(), shape, strides, tensor.dtype
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -36,11 +36,13 @@ class DeviceSource:
         first, last = start // size, -(-stop // size)
         with torch.cuda.stream(self._stream):  # None changes nothing
             pieces = [piece.reshape(-1) for piece in rows_under(self._tensor, first, last)]
-            host = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).cpu()
+            host = (pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)).cpu()
         return host.numpy().view(np.uint8)[start - first * size : stop - first * size]
 
     def copy_to(self, out: Array) -> None:
         """Begin to copy all bytes to `out`, on a stream of its own; without CUDA the copy is done on return."""
+        if not self.nbytes:
+            return
         target = torch.from_numpy(out).view(self._tensor.dtype).view(self._tensor.shape)
         if self._stream is None:
             target.copy_(self._tensor)

@@ -47,8 +47,7 @@ def elements(tensor: torch.Tensor) -> Array:
     if (tensor.storage_offset() + span) * size > tensor.untyped_storage().nbytes():
         raise Unsupported("has lost its memory: its storage was freed or shrunk; gather or restore the tensor first")
     place = (tensor.data_ptr(), True)
-    interface = {"version": 3, "shape": shape, "typestr": kind, "data": place, "strides": strides}
-    return np.asarray(_Memory(tensor, interface))
+    return _shown(tensor, {"version": 3, "shape": shape, "typestr": kind, "data": place, "strides": strides})
 
 
 def writable_bytes(tensor: torch.Tensor) -> Array:
@@ -57,4 +56,11 @@ def writable_bytes(tensor: torch.Tensor) -> Array:
     if not nbytes:
         return np.empty(0, np.uint8)
     place = (tensor.data_ptr(), False)
-    return np.asarray(_Memory(tensor, {"version": 3, "shape": (nbytes,), "typestr": "|u1", "data": place}))
+    return _shown(tensor, {"version": 3, "shape": (nbytes,), "typestr": "|u1", "data": place})
+
+
+def _shown(tensor: torch.Tensor, interface: dict[str, Any]) -> Array:
+    memory = _Memory(tensor, interface)
+    array = np.asarray(memory)
+    del memory.__array_interface__  # numpy is done with it; thousands of them would keep the garbage collector busy
+    return array

@@ -1,0 +1,171 @@
+"""The leaves of a commit one by one, for looking and for export: what they are, and their bytes as one stream.
+
+Works on bytes alone: no framework is imported, whatever the tensors came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from .arrays import scalar_value
+from .block import ObjectId
+from .dtypes import DTYPES
+from .extent import Extent, ShardBlocks, extent_of
+from .grid import Box
+from .loader import Owner
+from .nodes import KEYED_TAGS, LISTED_TAGS, Node, Tag, TensorEntry, expect, int_of, long_of, tensor_of
+from .paths import Path, parse_levels
+from .reader import BlockReader, BlockUse, Objects
+from .view import leaves_of, subtree
+
+STREAM_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ValueLeaf:
+    """A leaf that is no tensor: the name of its type, and its bytes beyond the tree that names it.
+
+    `value` is None where it would have to be read (long texts and bytes, pickles) and for empty containers.
+    """
+
+    path: Path
+    kind: str
+    nbytes: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLeaf:
+    """A tensor, not read; `Leaves.stream` reads it."""
+
+    path: Path
+    entry: TensorEntry
+
+    @property
+    def dtype(self) -> str:
+        return self.entry.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.entry.nbytes
+
+
+Leaf = TensorLeaf | ValueLeaf
+
+
+@dataclass(frozen=True, slots=True)
+class Leaves:
+    """All leaves of one commit, in the state's order, when iterated over. Reads trees only, no content."""
+
+    objects: Objects
+    blocks: BlockReader
+    commit: ObjectId
+
+    def __iter__(self) -> Iterator[Leaf]:
+        tree = self.objects.tree(self.objects.commit(self.commit).tree)
+        return (_leaf(path, node) for path, node in leaves_of(tree, self.objects))
+
+    def find(self, path: str) -> Path:
+        """The path that a text with escaped levels names; `NotFound` says what there is instead."""
+        tree = self.objects.tree(self.objects.commit(self.commit).tree)
+        return subtree(tree, self.objects, parse_levels(path))[0]
+
+    def stream(self, tensors: Iterable[TensorLeaf], size: int = STREAM_BYTES) -> Iterator[memoryview]:
+        """The row-major bytes of tensors one after another, verified, in pieces of at most `size` (4 MiB or more).
+
+        So the memory is the same whatever the tensors' sizes. A piece is valid until the next one is asked for.
+        """
+        out = memoryview(np.empty(size, np.uint8))
+        uses: list[BlockUse] = []
+        filled = 0
+        for part in (part for tensor in tensors for part in self._parts(tensor, size)):
+            if filled + part.nbytes > size:
+                self.blocks.fill(uses)
+                yield out[:filled]
+                uses, filled = [], 0
+            uses.extend(part.uses(out[filled : filled + part.nbytes]))
+            filled += part.nbytes
+        if filled:
+            self.blocks.fill(uses)
+            yield out[:filled]
+
+    def _parts(self, tensor: TensorLeaf, limit: int) -> Iterator[_Block | _Slab]:
+        """A tensor's bytes in row-major order: its blocks or, where shards interleave, slabs of at most `limit`."""
+        itemsize, owner = DTYPES[tensor.dtype].itemsize, Owner(tensor.path, self.commit)
+        extent = extent_of(tensor.entry.content, tensor.shape, itemsize, self.objects)
+        if len(extent.shards) > 1:
+            yield from (_Slab(box, extent, owner) for box in slabs(tensor.shape, limit // itemsize))
+        else:
+            yield from (_Block(shard, number, owner) for shard in extent.shards for number in range(len(shard.ids)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One whole block of a tensor in one shard."""
+
+    shard: ShardBlocks
+    number: int
+    owner: Owner
+
+    @property
+    def nbytes(self) -> int:
+        return self.shard.edges[self.number + 1] - self.shard.edges[self.number]
+
+    def uses(self, out: memoryview) -> Iterable[BlockUse]:
+        return [BlockUse(self.shard.ids[self.number], self.nbytes, out, None, self.owner)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    """A box of a tensor whose bytes are contiguous in the whole, but not in the shards that hold it."""
+
+    box: Box
+    extent: Extent
+    owner: Owner
+
+    @property
+    def nbytes(self) -> int:
+        return self.box.size * self.extent.itemsize
+
+    def uses(self, out: memoryview) -> Iterable[BlockUse]:
+        return self.extent.uses(self.box, out, self.owner)
+
+
+def slabs(shape: tuple[int, ...], limit: int) -> Iterator[Box]:
+    """Boxes of at most `limit` elements that cover a tensor (not empty, 1-dim or more) in its row-major order."""
+    axis = next(at for at in range(len(shape)) if math.prod(shape[at + 1 :]) <= limit)
+    below = shape[axis + 1 :]
+    step = max(1, limit // math.prod(below))
+    for index in product(*map(range, shape[:axis])):
+        for first in range(0, shape[axis], step):
+            start, count = (*index, first), min(step, shape[axis] - first)
+            yield Box((*start, *(0 for _ in below)), (*(1 for _ in index), count, *below))
+
+
+def _leaf(path: Path, node: Node) -> Leaf:
+    if type(node) is not list:
+        return ValueLeaf(path, "None" if node is None else type(node).__name__, 0, node)
+    tag = Tag(node[0])
+    if tag is Tag.TENSOR:
+        return TensorLeaf(path, tensor_of(node))
+    if tag in (Tag.TEXT, Tag.BYTES, Tag.PICKLE):
+        return ValueLeaf(path, {Tag.TEXT: "str", Tag.BYTES: "bytes"}.get(tag, "pickle"), long_of(node).nbytes, None)
+    if tag is Tag.BIGINT:
+        return ValueLeaf(path, "int", 0, int_of(node))
+    if tag is Tag.SCALAR:
+        return ValueLeaf(path, node[1], 0, scalar_value(node[1], node[2]))
+    if tag is Tag.FOREIGN:
+        return ValueLeaf(path, f"{node[1]}.{node[2]}", 0, node[3])
+    kind = KEYED_TAGS.get(tag) or LISTED_TAGS.get(tag)
+    expect(kind is not None, "a tree leads to a container in a way")
+    return ValueLeaf(path, kind.__name__ if kind else "", 0, None)
