@@ -127,8 +127,8 @@ def cas(out: Path, *arguments: str) -> str:
     store = {"CAS_STORE": str(out / ".cas")}
     command = [sys.executable, "-m", "cas.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **store}, check=False)
-    said = done.stdout + done.stderr
-    require(done.returncode == 0, f"cas {' '.join(arguments)} ended with {done.returncode}: {said.strip()}")
+    reason = (done.stderr or done.stdout).strip().splitlines()[-1:]
+    require(done.returncode == 0, f"cas {' '.join(arguments)} ended with {done.returncode}: {''.join(reason)}")
     return done.stdout
 
 
@@ -167,9 +167,7 @@ def moment(killed: Report) -> str:
     if killed.events[-1]["event"] == "commit":
         return "inside a commit"
     staged, committed = ([e["step"] for e in killed.of(event)] for event in ("staged", "committed"))
-    return (
-        "a commit perhaps still in the background" if max(staged) > max(committed) else "between two commits"
-    )
+    return "a commit perhaps still in the background" if max(staged) > max(committed) else "between two commits"
 
 
 def train_resumed(out: Path, expected: Report, killed: Report) -> Report:
@@ -207,7 +205,6 @@ def export(out: Path, trained: Report) -> None:
     same = all(report.end[what] == trained.end[what] for what in ("weights", "logits"))
     require(same, "the exported weights do not give the logits of the model that was trained")
     tell("read with plain safetensors: logits bit-equal to those of the model in memory")
-    show(out, "log", "main")
     show(out, "log", "lora")
     show(out, "fsck", "--data")
 
@@ -232,20 +229,28 @@ def line(name: str, saved: Report, stored: int) -> Line:
     return Line(name, len(files), sum(event["bytes"] for event in files), stored)
 
 
-def sum_up(full: Line, adapters: Line, reference: Report, commits: list[Report]) -> None:
+def compressed(out: Path) -> tuple[int, float]:
+    """Bytes that the full states take if the store is told to compress, and seconds a commit."""
+    report = run("planes", out)
+    stored = size(out / "planes")
+    shutil.rmtree(out / "planes")
+    return stored, median(report.seconds("packed"))
+
+
+def sum_up(out: Path, full: Line, adapters: Line, reference: Report, commits: list[Report]) -> None:
     """The table of bytes, then the seconds that a checkpoint of full state takes from training."""
-    both = Line(
-        "all files", full.states + adapters.states, full.pile + adapters.pile, full.stored + adapters.stored
-    )
     heading("What it took")
-    tell(f"{'':26}{'states':>7}{'torch.save':>16}{'cas':>16}")
-    for row in (full, adapters, both):
+    both = Line("together", full.states + adapters.states, full.pile + adapters.pile, full.stored + adapters.stored)
+    stored, seconds = compressed(out)
+    tell(f"{'bytes of all files':26}{'states':>7}{'torch.save':>16}{'cas':>16}")
+    for row in (full, adapters, both, Line("full, codec='planes'", full.states, full.pile, stored)):
         tell(str(row))
-    tell("")
-    tell("median seconds that one checkpoint of full state takes from training:")
+    print()
+    tell("median seconds that a checkpoint of full state takes from training:")
     tell(f"  {median(reference.seconds('saved')):.3f}  torch.save and fsync")
     for event, name in (("committed", "commit, durable"), ("staged", "commit_async, durable soon after")):
         tell(f"  {median([s for report in commits for s in report.seconds(event)]):.3f}  {name}")
+    tell(f"  {seconds:.3f}  commit with codec='planes', durable (measured apart)")
 
 
 def main_job(out: Path) -> None:
@@ -258,15 +263,13 @@ def main_job(out: Path) -> None:
     export(out, resumed)
     for branch, count in (("main", full.states), ("lora", full.states + adapters.states)):
         held = len(cas(out, "log", branch, "--json").splitlines())
-        require(
-            held == count, f"the branch {branch} holds {held} commits, not one for each of {count} states"
-        )
-    sum_up(full, adapters, reference, [killed, resumed])
+        require(held == count, f"the branch {branch} holds {held} commits, not one for each of {count} states")
+    sum_up(out, full, adapters, reference, [killed, resumed])
 
 
 def clear(out: Path) -> None:
     """Remove what an earlier demo left in `out`, and nothing else."""
-    for name in (".cas", "pile", "export"):
+    for name in (".cas", "planes", "export"):
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
 

@@ -112,7 +112,8 @@ def _text() -> Tensor:
 
     Else the moments of the embeddings of bytes over 127, which hardly occur, would be whole pieces of zeros.
     """
-    return corpus(TEXT) * 101  # modulo 256
+    text: Tensor = corpus(TEXT) * 101  # modulo 256
+    return text
 
 
 def _snapshot(run: Training) -> State:

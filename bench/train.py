@@ -77,10 +77,8 @@ def train_state(run: Training) -> TrainState:
     return TrainState(model=run.model, optimizer=run.optimizer, scheduler=run.scheduler, loader=run.loader)
 
 
-def torch_save(ts: TrainState, step: int, pile: Path) -> None:
+def torch_save(ts: TrainState, step: int, path: Path) -> None:
     """The usual way, durable: one file for the full state. Measured, then deleted."""
-    pile.mkdir(parents=True, exist_ok=True)
-    path = pile / f"step-{step}.pt"
     start = time.perf_counter()
     with path.open("wb") as file:
         torch.save(ts.capture(step), file)
@@ -97,7 +95,7 @@ def reference(out: Path) -> None:
     for step in range(1, STEPS + 1):
         say(event="step", step=step, loss=run.step().hex())
         if step % EVERY == 0:
-            torch_save(ts, step, out / "pile")
+            torch_save(ts, step, out / "saved.pt")
     finish(run, ts)
 
 
@@ -105,12 +103,10 @@ def train(out: Path) -> None:
     """The same training with a store. Started again after a crash it goes on where it stood."""
     run, ts = pretraining()
     with cas.open(out / ".cas", create=True) as store:
-        state = store.load("main", default=None)
-        if state is not None:
-            ts.restore(state)
-        say(event="start", step=ts.step)
+        done = ts.restore(store.load("main", default=None))
+        say(event="start", step=done)
         pending = None
-        for step in range(ts.step + 1, STEPS + 1):
+        for step in range(done + 1, STEPS + 1):
             loss = run.step()
             say(event="step", step=step, loss=loss.hex())
             if step % EVERY == 0:
@@ -170,9 +166,19 @@ def lora(out: Path) -> None:
                 start = time.perf_counter()
                 done = store.commit(ts.capture(step), branch="lora", step=step, metrics={"loss": loss})
                 committed(done, time.perf_counter() - start)
-                torch_save(ts, step, out / "pile")
+                torch_save(ts, step, out / "saved.pt")
         kept = digest(store.load("lora")["model"])
     say(event="end", kept=kept, weights=digest(model.state_dict()))
+
+
+def planes(out: Path) -> None:
+    """The commits of main once more, in a second store that is told to compress."""
+    with cas.open(out / ".cas") as store, cas.open(out / "planes", create=True) as second:
+        for commit in reversed(list(store.log("main"))):
+            state = store.load(commit.id)
+            start = time.perf_counter()
+            second.commit(state, step=commit.step, codec="planes")
+            say(event="packed", step=commit.step, seconds=time.perf_counter() - start)
 
 
 def check(out: Path) -> None:
@@ -184,7 +190,7 @@ def check(out: Path) -> None:
 
 
 def main() -> None:
-    phases = {"reference": reference, "train": train, "lora": lora, "check": check}
+    phases = {"reference": reference, "train": train, "lora": lora, "planes": planes, "check": check}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("phase", choices=phases)
     parser.add_argument("out", type=Path)

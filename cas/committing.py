@@ -31,7 +31,7 @@ from .log import user
 from .nodes import INLINE_TEXT, MAX_BYTES, Node, Tag, pack
 from .objects import Sizes, encode_commit, encode_tree
 from .state import Container, Leaf, Walk, tree_node
-from .writer import ObjectWriter
+from .writer import ObjectWriter, WriterSettings
 
 MAX_META = 1 << 20
 
@@ -202,10 +202,10 @@ def step_of(step: Any) -> int | None:
 
 
 def write(
-    request: Request, backend: Backend, catalog: Catalog, block_size: int, threads: int
+    request: Request, backend: Backend, catalog: Catalog, settings: WriterSettings
 ) -> tuple[ObjectId, objects.Commit, int, int]:
     """Steps 1 and 2: all objects durable. Returns id, commit, blocks and new blocks; nothing is published."""
-    with ObjectWriter(backend, catalog, block_size, request.codec, threads) as writer:
+    with ObjectWriter(backend, catalog, request.codec, settings) as writer:
         blocks = writer.store(request.all_leaves)
         tree = writer.put(Kind.TREE, encode_tree(tree_node(request.skeleton, writer.put)))
         counters = writer.counters

@@ -6,11 +6,13 @@ background commit at exit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Queue
 from types import TracebackType
+from typing import Generic, TypeVar
 
 Task = Callable[[], None]
 MAX_THREADS = 8
@@ -20,6 +22,29 @@ def default_threads() -> int:
     """Threads for work that one process does: its processors, up to 8."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, MAX_THREADS)
+
+
+T = TypeVar("T")
+
+
+class Shelf(Generic[T]):
+    """Tools that threads borrow and put back, so that their buffers outlive the threads.
+
+    Fresh memory costs as much as the work that is done in it.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._idle: list[T] = []
+
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[T]:
+        try:
+            tool = self._idle.pop()
+        except IndexError:
+            tool = self._make()
+        yield tool
+        self._idle.append(tool)
 
 
 class Crew:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from .arrays import ArrayAdapter
 from .errors import Unsupported
 from .tensors import Adapter
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "cas.adapters"
 _NUMPY: Adapter = ArrayAdapter()
@@ -20,6 +23,8 @@ _NUMPY: Adapter = ArrayAdapter()
 
 @cache
 def _declared() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # a fifth of the start-up of a command that needs none
+
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 

@@ -16,7 +16,7 @@ from .extent import Extent, extent_of
 from .grid import Box
 from .nodes import KEYED_TAGS, LISTED_TAGS, MAX_DEPTH, LongEntry, Node, Tag, TensorEntry, int_of, long_of, tensor_of
 from .objects import entries_of
-from .paths import Path, format_path
+from .paths import Path, Patterns, format_path
 from .reader import BlockReader, BlockUse, Objects
 from .tensors import Adapter
 
@@ -65,7 +65,7 @@ class Loader:
     objects: Objects
     blocks: BlockReader
     commit: ObjectId
-    only: Callable[[Path], bool] | None = None
+    only: Patterns | None = None
     device: Any = None
     allow_pickle: bool = False
     _uses: list[BlockUse] = field(default_factory=list)
@@ -90,6 +90,8 @@ class Loader:
     def _plan(self, node: Node, path: Path, target: Any) -> Any:
         if type(node) is not list:
             return node if self._wanted(path) else MISSING
+        if self.only is not None and not self.only.may_match_below(path):
+            return MISSING
         if len(path) > MAX_DEPTH:
             raise Corrupt(f"commit {short(self.commit)} is nested deeper than {MAX_DEPTH} levels")
         held = entries_of(node, self.objects.tree)
@@ -103,7 +105,7 @@ class Loader:
             raise type(error)(f"{Owner(path, self.commit)} {error}") from error
 
     def _wanted(self, path: Path) -> bool:
-        return self.only is None or self.only(path)
+        return self.only is None or self.only.match(path)
 
     def _container(self, tag: Tag, entries: list[Node], path: Path, target: Any) -> Any:
         keys = [entry[0] for entry in entries] if tag in KEYED_TAGS else list(range(len(entries)))

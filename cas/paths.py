@@ -8,7 +8,8 @@ A pattern without `*` is a prefix of levels; `*` stands for anything in one leve
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from .errors import Invalid
 
@@ -36,13 +37,28 @@ def parse_levels(text: str) -> list[str]:
     return text.split("/") if text and text != "." else []
 
 
-def matcher(patterns: str | Sequence[str]) -> Callable[[Path], bool]:
-    """A test for paths that any of the patterns matches."""
-    texts = [patterns] if isinstance(patterns, str) else list(patterns)
-    if not all(isinstance(text, str) for text in texts):
-        raise Invalid(f"a pattern is a text such as model/**, not {patterns!r}")
-    pattern = re.compile("|".join(f"(?:{_regex(text)})" for text in texts))
-    return lambda path: pattern.fullmatch("/".join(map(format_key, path))) is not None
+class Patterns:
+    """Any of some patterns."""
+
+    def __init__(self, patterns: str | Sequence[str]) -> None:
+        texts = [patterns] if isinstance(patterns, str) else list(patterns)
+        if not all(isinstance(text, str) for text in texts):
+            raise Invalid(f"a pattern is a text such as model/**, not {patterns!r}")
+        self._whole = re.compile("|".join(f"(?:{_regex(text)})" for text in texts))
+        self._stems = [_stem(text) for text in texts]
+
+    def match(self, path: Path) -> bool:
+        return self._whole.fullmatch("/".join(map(format_key, path))) is not None
+
+    def may_match_below(self, path: Path) -> bool:
+        """False when no path that begins with `path` can match."""
+        levels = list(map(format_key, path))
+        return any(all(a == b for a, b in zip(stem, levels, strict=False)) for stem in self._stems)
+
+
+def _stem(text: str) -> list[str]:
+    """The levels before the first one that holds a star."""
+    return list(takewhile(lambda level: "*" not in level, parse_levels(text)))
 
 
 def _regex(text: str) -> str:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from .backend import Backend
 from .block import MAX_BLOCK_SIZE, Codec, Kind, ObjectId, block_id, object_id, short
 from .catalog import Catalog
 from .codecs import Encoder
-from .crew import Crew
+from .crew import Crew, Shelf
 from .errors import CasError, Corrupt, NotFound
 from .grid import Piece
 from .nodes import Node
@@ -30,43 +30,48 @@ from .tensors import Array
 
 READ_BYTES = 8 << 20
 _CACHED_OBJECTS = 4096
-_CACHED_BYTES = 64 << 20
+_CACHED_BYTES = 16 << 20  # encoded; decoded it is some five times as much
 T = TypeVar("T")
 
 
 class Objects:
-    """Structured objects by id, verified and decoded; small ones are remembered. Safe to use from many threads."""
+    """Structured objects by id, verified, decoded and remembered. Safe to use from many threads."""
 
     def __init__(self, backend: Backend, catalog: Catalog) -> None:
         self._backend = backend
         self._catalog = catalog
         self._encoder = Encoder()
         self._lock = threading.RLock()
-        self._cache: OrderedDict[ObjectId, bytes] = OrderedDict()
+        self._cache: OrderedDict[tuple[Kind, ObjectId], tuple[Any, int]] = OrderedDict()
         self._cached = 0
 
     def tree(self, name: ObjectId) -> Node:
-        return _naming(name, decode_tree, self.read(Kind.TREE, name))
+        return self._decoded(Kind.TREE, name, decode_tree)
 
     def layout(self, name: ObjectId) -> Layout:
-        return _naming(name, decode_layout, self.read(Kind.LAYOUT, name))
+        return self._decoded(Kind.LAYOUT, name, decode_layout)
 
     def block_list(self, name: ObjectId) -> list[ObjectId]:
-        return _naming(name, decode_list, self.read(Kind.LIST, name))
+        return self._decoded(Kind.LIST, name, decode_list)
 
     def commit(self, name: ObjectId) -> Commit:
-        return _naming(name, decode_commit, self.read(Kind.COMMIT, name))
+        return self._decoded(Kind.COMMIT, name, decode_commit)
 
-    def read(self, kind: Kind, name: ObjectId) -> bytes:
-        """An object's canonical bytes; `NotFound` or `Corrupt` if no row gives them."""
+    def _decoded(self, kind: Kind, name: ObjectId, decode: Callable[[bytes], T]) -> T:
+        """The object, shared by all who ask: nobody changes it. `NotFound` or `Corrupt` if no row gives it."""
         with self._lock:
-            data = self._cache.get(name)
-            if data is None:
+            held = self._cache.get((kind, name))
+            if held is None:
                 data = self._fetch(kind, name)
-                self._remember(name, data)
+                try:
+                    held = decode(data), len(data)
+                except CasError as error:
+                    raise type(error)(f"{kind.name.lower()} {short(name)}: {error}") from error
+                self._remember(kind, name, held)
             else:
-                self._cache.move_to_end(name)
-            return data
+                self._cache.move_to_end((kind, name))
+            found: T = held[0]
+            return found
 
     def _fetch(self, kind: Kind, name: ObjectId) -> bytes:
         what = f"{kind.name.lower()} {short(name)}"
@@ -92,18 +97,11 @@ class Objects:
             raise Corrupt(f"its bytes in pack {name_of(place.pack)} do not match its name; `cas fsck` lists the damage")
         return bytes(raw)
 
-    def _remember(self, name: ObjectId, data: bytes) -> None:
-        self._cache[name] = data
-        self._cached += len(data)
+    def _remember(self, kind: Kind, name: ObjectId, held: tuple[Any, int]) -> None:
+        self._cache[(kind, name)] = held
+        self._cached += held[1]
         while len(self._cache) > _CACHED_OBJECTS or self._cached > _CACHED_BYTES:
-            self._cached -= len(self._cache.popitem(last=False)[1])
-
-
-def _naming(name: ObjectId, decode: Callable[[bytes], T], data: bytes) -> T:
-    try:
-        return decode(data)
-    except CasError as error:
-        raise type(error)(f"object {short(name)}: {error}") from error
+            self._cached -= self._cache.popitem(last=False)[1][1]
 
 
 @dataclass(slots=True)
@@ -143,13 +141,13 @@ class BlockReader:
         self._backend = backend
         self._catalog = catalog
         self._threads = threads
-        self._local = threading.local()
+        self._benches = Shelf(_Bench)
 
     def fill(self, uses: Iterable[BlockUse]) -> None:
         """Read and verify every use. On an error the buffers' contents are undefined."""
         batches = list(self._batches(self._jobs(list(uses))))
         if len(batches) == 1:
-            self._read_batch(batches[0], self._bench())
+            self._read_in_crew(batches[0])
             return
         with Crew(min(self._threads, max(1, len(batches)))) as crew:
             for batch in batches:
@@ -159,13 +157,13 @@ class BlockReader:
         """Read and verify blocks where these rows say they are; failures are reported, not raised."""
 
         def work(batch: list[Location]) -> None:
-            bench = self._bench()
-            for place in batch:
-                try:
-                    out = memoryview(bench.raw)[: place.row.raw]
-                    self._read_one(_Job(BlockUse(place.row.id, place.row.raw, out, None), place), bench)
-                except CasError as error:
-                    report(place, error)
+            with self._benches.borrow() as bench:
+                for place in batch:
+                    try:
+                        out = memoryview(bench.raw)[: place.row.raw]
+                        self._read_one(_Job(BlockUse(place.row.id, place.row.raw, out, None), place), bench)
+                    except CasError as error:
+                        report(place, error)
 
         ordered = sorted(places, key=lambda place: (place.pack, place.row.offset))
         with Crew(self._threads) as crew:
@@ -200,14 +198,9 @@ class BlockReader:
         if batch:
             yield batch
 
-    def _bench(self) -> _Bench:
-        bench: _Bench | None = getattr(self._local, "bench", None)
-        if bench is None:
-            bench = self._local.bench = _Bench()
-        return bench
-
     def _read_in_crew(self, batch: list[_Job]) -> None:
-        self._read_batch(batch, self._bench())
+        with self._benches.borrow() as bench:
+            self._read_batch(batch, bench)
 
     def _read_batch(self, batch: list[_Job], bench: _Bench) -> None:
         """One read for all; then each block is decoded, verified and copied where it belongs."""

@@ -26,12 +26,13 @@ from .leaves import Leaves
 from .loader import MISSING, Loader
 from .local import LocalBackend, create_root
 from .log import Log, Record, encode_record, first_record, name_of
-from .paths import matcher
+from .paths import Patterns
 from .reader import BlockReader, Objects
 from .refs import Ref, RefKind, is_name
 from .revisions import Revisions, default_branch
 from .stage import Stage
 from .view import view_of
+from .writer import WriterSettings
 
 StorePath = str | os.PathLike[str]
 DEFAULT_BLOCK_SIZE = 4 << 20
@@ -47,13 +48,14 @@ class Store:
         self._backend = LocalBackend(path)
         self.path = path
         self.identity = identity.read(self._backend)
-        self._threads = default_threads()
+        threads = default_threads()
+        self._settings = WriterSettings(self.identity.block_size, threads)
         self._catalog = Catalog(self._backend, path / "index")
         self._log = Log(self._backend)
         self._objects = Objects(self._backend, self._catalog)
-        self._blocks = BlockReader(self._backend, self._catalog, self._threads)
+        self._blocks = BlockReader(self._backend, self._catalog, threads)
         self._branches = Branches(self._log)
-        self._stage = Stage(self._threads)
+        self._stage = Stage(threads)
         self._turn = threading.RLock()
         self._pending: Pending | None = None
         self._closed = False
@@ -121,8 +123,7 @@ class Store:
         return committing.request(state, options, base, started)
 
     def _execute(self, request: Request) -> Commit:
-        block_size = self.identity.block_size
-        name, commit, blocks, new = committing.write(request, self._backend, self._catalog, block_size, self._threads)
+        name, commit, blocks, new = committing.write(request, self._backend, self._catalog, self._settings)
         step = "" if request.step is None else f" step {request.step}"
         self._branches.advance(request.base, name, f"commit {request.base.branch}{step}")
         return committing.result(name, commit, request, blocks, new)
@@ -171,7 +172,7 @@ class Store:
                 raise
             self._branches.forget(rev or "main")
             return default
-        only_paths = None if only is None else matcher(only)
+        only_paths = None if only is None else Patterns(only)
         loader = Loader(self._objects, self._blocks, name, only_paths, device, allow_pickle)
         state = loader.load(self._objects.commit(name).tree, MISSING if isinstance(into, Unset) else into)
         self._branches.remember_if_branch(rev if rev is not None else default_branch(root), name, root)

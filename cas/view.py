@@ -171,6 +171,6 @@ def subtree(node: Node, objects: Objects, levels: list[str]) -> tuple[Path, Node
         found = next(((key, child) for key, child in entries if format_key(key) == level), None)
         if found is None:
             near = ", ".join(format_key(key) for key, _ in entries[:8]) or "nothing below"
-            raise NotFound(f"{format_path(path)} has no {level}; it has {near}")
+            raise NotFound(f"{format_path(path) if path else 'the state'} has no {level}; it has {near}")
         path, node = (*path, found[0]), found[1]
     return path, node

@@ -22,7 +22,7 @@ from .backend import Backend
 from .block import MAX_BLOCK_SIZE, MAX_OBJECT_SIZE, Codec, Kind, ObjectId, block_id, object_id
 from .catalog import Catalog
 from .codecs import CodecName, Encoder, Format
-from .crew import Crew
+from .crew import Crew, Shelf
 from .errors import Invalid
 from .grid import Box, cell_size, cut
 from .objects import store_content
@@ -122,11 +122,20 @@ class _Packs:
 
 
 @dataclass(slots=True)
-class _Workbench:
-    """What one worker thread reuses from batch to batch."""
+class Workbench:
+    """What one worker thread reuses from batch to batch, and from commit to commit."""
 
     encoder: Encoder = field(default_factory=Encoder)
     scratch: Array = field(default_factory=lambda: np.empty(BATCH_BYTES, np.uint8))
+
+
+@dataclass(frozen=True, slots=True)
+class WriterSettings:
+    """What all commits of one Store share. `block_size` in bytes."""
+
+    block_size: int
+    threads: int
+    benches: Shelf[Workbench] = field(default_factory=lambda: Shelf(Workbench))
 
 
 class ObjectWriter:
@@ -135,15 +144,13 @@ class ObjectWriter:
     Not thread-safe; it runs its own threads.
     """
 
-    def __init__(self, backend: Backend, catalog: Catalog, block_size: int, codec: CodecName, threads: int) -> None:
+    def __init__(self, backend: Backend, catalog: Catalog, codec: CodecName, settings: WriterSettings) -> None:
         self._catalog = catalog
-        self._block_size = block_size
+        self._settings = settings
         self._codec = codec
-        self._threads = threads
         self._packs = _Packs(backend, catalog)
         self._claimed: set[ObjectId] = set()
         self._claim = threading.Lock()
-        self._local = threading.local()
         self._objects: dict[ObjectId, tuple[Kind, bytes]] = {}
 
     def __enter__(self) -> ObjectWriter:
@@ -160,7 +167,7 @@ class ObjectWriter:
     def store(self, leaves: Iterable[Leaf]) -> int:
         """Store the bytes of every leaf and set its content; returns the blocks that they have."""
         plans = [(leaf, *self._cut(leaf)) for leaf in leaves if leaf.tied_to is None]
-        with Crew(self._threads) as crew:
+        with Crew(self._settings.threads) as crew:
             for batch in self._batches(plans):
                 crew.submit(partial(self._store_batch, batch))
         for leaf, box, cell, _, ids in plans:
@@ -169,7 +176,7 @@ class ObjectWriter:
 
     def _cut(self, leaf: Leaf) -> tuple[Box, int, list[int], list[ObjectId]]:
         nbytes = leaf.source.nbytes
-        cell = cell_size(nbytes, self._block_size)
+        cell = cell_size(nbytes, self._settings.block_size)
         shape, itemsize = (leaf.tensor.shape, leaf.tensor.dtype.itemsize) if leaf.tensor else ((nbytes,), 1)
         box = Box.whole(shape)
         edges = cut(box, shape, itemsize, cell)
@@ -196,9 +203,10 @@ class ObjectWriter:
             yield batch
 
     def _store_batch(self, batch: list[_Run]) -> None:
-        bench: _Workbench | None = getattr(self._local, "bench", None)
-        if bench is None:
-            bench = self._local.bench = _Workbench()
+        with self._settings.benches.borrow() as bench:
+            self._store_on(bench, batch)
+
+    def _store_on(self, bench: Workbench, batch: list[_Run]) -> None:
         views: list[tuple[ObjectId, Array, Format]] = []
         position = 0
         for run in batch:
@@ -259,10 +267,10 @@ class ObjectWriter:
     def finish(self) -> None:
         """Write the structured objects and make everything durable."""
         self._packs.settle()
-        encoder = Encoder()
-        for name in self._fresh():
-            kind, data = self._objects[name]
-            effort: CodecName = "zstd" if kind is Kind.TREE and len(data) >= COMPRESS_OBJECT_FROM else "raw"
-            codec, width, stored = encoder.encode(np.frombuffer(data, np.uint8), Format(None), effort)
-            self._packs.append(name, kind, codec, width, len(data), stored)
+        with self._settings.benches.borrow() as bench:
+            for name in self._fresh():
+                kind, data = self._objects[name]
+                effort: CodecName = "zstd" if kind is Kind.TREE and len(data) >= COMPRESS_OBJECT_FROM else "raw"
+                codec, width, stored = bench.encoder.encode(np.frombuffer(data, np.uint8), Format(None), effort)
+                self._packs.append(name, kind, codec, width, len(data), stored)
         self._packs.finish()

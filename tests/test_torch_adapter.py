@@ -67,7 +67,7 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "one column": lambda t: t[:, 1, 2, 3],
     "expanded": lambda t: t[:, :1].expand(2, 9, 4, 5),
     "expanded scalar": lambda t: t[0, 0, 0, 0].expand(3, 4),
-    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "channels last": lambda t: t.view(2, 4, 5, 3).permute(0, 3, 1, 2),
     "overlapping": lambda t: t.reshape(-1).unfold(0, 5, 2),
     "diagonal": lambda t: t[0, 0].diagonal(),
     "empty slice": lambda t: t[:, 2:2],

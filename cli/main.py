@@ -1,0 +1,143 @@
+"""The entry point: the group of all commands, and from whatever happens to an exit code.
+
+    0 ok              2 usage, Invalid    10 no store     12 ref conflict    130 interrupted
+    1 findings        3 any other error   11 not found    13 corrupt
+
+Errors are one sentence on stderr. A closed pipe (`cas log | head -1`) ends silently with 0.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+import click
+
+from cas.errors import CasError
+
+from .export import checkout
+from .history import log, show
+from .output import clean
+from .refs import branch, tag
+from .upkeep import fsck, init, stats
+
+_INTERRUPTED = 130
+_USAGE = 2
+_OTHER = 3
+
+
+class _PipeClosed(Exception):
+    """Nobody reads on. Not an OSError: click would make an exit with code 1 of that."""
+
+
+class _Group(click.Group):
+    """Commands in the order in which they are added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _PipeClosed from error
+
+
+@click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--store", "place", metavar="PATH", envvar="CAS_STORE", help="The store. Else CAS_STORE, else upwards.")
+@click.version_option(package_name="cas-checkpoints", prog_name="cas")
+@click.pass_context
+def cas(context: click.Context, place: str | None) -> None:
+    """Checkpoints in a content-addressed store.
+
+    The store is --store, CAS_STORE, or the first found upwards from the current directory: a directory with
+    cas.json, a .cas/ store, or a .cas file that holds a path.
+
+    A revision REV is a branch, a tag, 4 or more digits of an id, or steps from one: main~2, main@{1},
+    main@step:1000, main@min:loss. Without one it is main, else the only branch.
+
+    Exit codes: 0 ok, 1 findings, 2 usage, 3 other errors, 10 no store, 11 not found, 12 ref conflict, 13 corrupt,
+    130 interrupted.
+
+    \b
+    Example:
+      cas init
+      cas log main -n 5
+      cas checkout main -o weights/
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        context.exit(_USAGE)
+
+
+for _command in (init, log, show, checkout, branch, tag, fsck, stats):
+    cas.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; never raises."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a name must not fail for want of an encoding
+    try:
+        return _run(arguments)
+    except _PipeClosed:
+        _drop(sys.stdout)
+        return 0
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED
+    except click.ClickException as error:
+        return _fail(_usage(error), _USAGE)
+    except CasError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        return _fail(_os_error(error), _OTHER)
+    except Exception as error:
+        if os.environ.get("CAS_DEBUG"):
+            traceback.print_exc()
+        text = f"this is a defect, please report it with what CAS_DEBUG=1 prints: {type(error).__name__}: {error}"
+        return _fail(text, _OTHER)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    code = cas.main(arguments, prog_name="cas", standalone_mode=False)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise _PipeClosed from error
+    return code or 0
+
+
+def _fail(text: str, code: int) -> int:
+    try:
+        sys.stdout.flush()
+        print(f"cas: {clean(text)}", file=sys.stderr, flush=True)
+    except OSError:
+        _drop(sys.stdout)
+        _drop(sys.stderr)
+    return code
+
+
+def _drop(stream: TextIO) -> None:
+    """Send what is left in the buffer nowhere: the interpreter would fail on it once more as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _usage(error: click.ClickException) -> str:
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{message[:1].lower()}{message[1:]}; see `{context.command_path if context else 'cas'} --help`"
+
+
+def _os_error(error: OSError) -> str:
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{error.strerror or error}" + (f": {' -> '.join(names)}" if names else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

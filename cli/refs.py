@@ -1,0 +1,83 @@
+"""`cas branch` and `cas tag`."""
+
+from __future__ import annotations
+
+import click
+
+import cas
+from cas.errors import Exists
+
+from .options import example, json_option, with_store
+from .output import age, clean, say, say_json, table, title
+
+
+@click.command(
+    short_help="List, make, move or remove branches.",
+    epilog=example("cas branch", "cas branch lora main~2", "cas branch main main@{1} --force", "cas branch -d lora"),
+)
+@click.argument("name", required=False)
+@click.argument("rev", required=False)
+@click.option("-d", "--delete", is_flag=True, help="Remove the branch; its commits stay in the store.")
+@click.option("--force", is_flag=True, help="Move a branch that exists; the log keeps where it was.")
+@json_option
+@with_store
+def branch(store: cas.Store, name: str | None, rev: str | None, delete: bool, force: bool, as_json: bool) -> None:
+    """List branches, or make the branch NAME at REV.
+
+    JSON when listing: name, id, step, time, message.
+    """
+    _check(name, rev, delete, as_json)
+    if name is None:
+        _list(store, "branches", as_json)
+    elif delete:
+        store.delete_branch(name)
+        say(f"removed branch {clean(name)}")
+    else:
+        at = store.refs()["branches"].get(name)
+        if at is not None and not force:
+            raise Exists(f"branch {name} exists, at {at[:8]}; pass --force to move it")
+        say(f"branch {clean(name)} is at {store.branch(name, rev, force=force).id[:8]}")
+
+
+@click.command(
+    short_help="List, make or remove tags.",
+    epilog=example("cas tag", "cas tag v1", "cas tag best main@min:loss", "cas tag -d v1"),
+)
+@click.argument("name", required=False)
+@click.argument("rev", required=False)
+@click.option("-d", "--delete", is_flag=True, help="Remove the tag.")
+@json_option
+@with_store
+def tag(store: cas.Store, name: str | None, rev: str | None, delete: bool, as_json: bool) -> None:
+    """List tags, or make the tag NAME at REV. Tags do not move.
+
+    JSON when listing: name, id, step, time, message.
+    """
+    _check(name, rev, delete, as_json)
+    if name is None:
+        _list(store, "tags", as_json)
+    elif delete:
+        store.delete_tag(name)
+        say(f"removed tag {clean(name)}")
+    else:
+        say(f"tag {clean(name)} is at {store.tag(name, rev).id[:8]}")
+
+
+def _check(name: str | None, rev: str | None, delete: bool, as_json: bool) -> None:
+    if delete and (name is None or rev is not None):
+        raise click.UsageError("-d takes one name and no revision", click.get_current_context())
+    if as_json and name is not None:
+        raise click.UsageError("--json is for listing, without a name", click.get_current_context())
+
+
+def _list(store: cas.Store, kind: str, as_json: bool) -> None:
+    commits = [(name, store.resolve(held)) for name, held in sorted(store.refs()[kind].items())]
+    if as_json:
+        for name, at in commits:
+            say_json({"name": name, "id": at.id, "step": at.step, "time": at.time, "message": at.message})
+        return
+    rows = [
+        (name, at.id[:8], "" if at.step is None else f"step {at.step}", age(at.time), title(at.message))
+        for name, at in commits
+    ]
+    table(rows, right={3}, colour={0: "green", 1: "yellow", 3: "dim"})

@@ -1,0 +1,101 @@
+"""`cas init`, `cas fsck`, `cas stats`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+import cas
+from cas.commits import human_bytes
+from cas.errors import Invalid
+
+from . import places
+from .options import example, json_option, said, store_option, with_store
+from .output import clean, listed, paint, plural, say, say_json, table
+
+_SIZE = re.compile(r"(\d{1,12})\s*(|k|m)i?b?", re.IGNORECASE)
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
+
+
+@click.command(short_help="Make a store.", epilog=example("cas init", "cas init /data/runs.cas --block-size 1MiB"))
+@click.argument("path", required=False)
+@click.option("--block-size", metavar="SIZE", help="Largest block, a power of two: 4MiB unless given.")
+@store_option
+def init(path: str | None, block_size: str | None, place: str | None) -> None:
+    """Make a store at PATH, or .cas in the current directory."""
+    where = path or said(place) or places.FOLDER
+    sizes = {} if block_size is None else {"block_size": _bytes(block_size)}
+    with cas.init(where, **sizes) as store:
+        say(f"made an empty store at {clean(store.path)}")
+
+
+def _bytes(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise Invalid(f"a block size is a number of bytes such as 4194304 or 4MiB, not {text!r}")
+    return int(match.group(1)) * _UNITS[match.group(2).lower()]
+
+
+@click.command(short_help="Check the store.", epilog=example("cas fsck", "cas fsck --data --json"))
+@click.option("--data", is_flag=True, help="Read and verify every stored byte as well.")
+@json_option
+@with_store
+def fsck(store: cas.Store, data: bool, as_json: bool) -> int:
+    """Check the store: log, packs, refs, and all that commits name. Changes nothing.
+
+    Ends with 1 if there is an error or a warning. JSON: name, severity (error, warning or info), message, commits,
+    paths; no line where all is well.
+    """
+    findings = store.fsck(data=data)
+    for finding in findings:
+        if as_json:
+            say_json(asdict(finding))
+        else:
+            _say_finding(finding)
+    counts = Counter(finding.severity for finding in findings)
+    if not as_json:
+        checked = "all is well" if data else "all is well; --data also reads every stored byte"
+        found = [plural(counts[kind], kind) for kind in ("error", "warning") if counts[kind]]
+        say(", ".join(found) if found else checked)
+    return 1 if counts["error"] or counts["warning"] else 0
+
+
+def _say_finding(finding: cas.Finding) -> None:
+    say(f"{paint(finding.severity, _COLOURS[finding.severity])} {clean(finding.name)}: {clean(finding.message)}")
+    if finding.paths:
+        say(f"    paths    {clean(listed(finding.paths))}")
+    if finding.commits:
+        say(f"    commits  {clean(listed([name[:8] for name in finding.commits]))}")
+
+
+@click.command(short_help="What the store holds and takes.", epilog=example("cas stats", "cas stats --json"))
+@json_option
+@with_store
+def stats(store: cas.Store, as_json: bool) -> None:
+    """What the store holds, and what it takes on disk.
+
+    JSON, one object: path, disk (bytes of all files), packs, commits, blocks, raw and stored (bytes of all distinct
+    objects before and after compression), branches, tags, codecs (objects by how they are stored).
+    """
+    held = store.stats()
+    if as_json:
+        say_json({"path": str(Path(store.path)), **asdict(held)})
+        return
+    ratio = f"{held.stored / held.raw:.3f} of raw" if held.raw else ""
+    rows = [
+        ("disk", human_bytes(held.disk), "all files"),
+        ("stored", human_bytes(held.stored), ratio),
+        ("raw", human_bytes(held.raw), "distinct objects before compression"),
+        ("commits", f"{held.commits:,}", ""),
+        ("branches", f"{held.branches:,}", ""),
+        ("tags", f"{held.tags:,}", ""),
+        ("packs", f"{held.packs:,}", ""),
+        ("blocks", f"{held.blocks:,}", ""),
+        ("codecs", "", ", ".join(f"{name} {count:,}" for name, count in held.codecs.items())),
+    ]
+    table(rows, right={1}, colour={0: "dim", 2: "dim"})
