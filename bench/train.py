@@ -10,8 +10,9 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -77,11 +78,11 @@ def train_state(run: Training) -> TrainState:
     return TrainState(model=run.model, optimizer=run.optimizer, scheduler=run.scheduler, loader=run.loader)
 
 
-def torch_save(ts: TrainState, step: int, path: Path) -> None:
+def torch_save(state: object, step: int, path: Path) -> None:
     """The usual way, durable: one file for the full state. Measured, then deleted."""
     start = time.perf_counter()
     with path.open("wb") as file:
-        torch.save(ts.capture(step), file)
+        torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
     say(event="saved", step=step, seconds=time.perf_counter() - start, bytes=path.stat().st_size)
@@ -95,7 +96,7 @@ def reference(out: Path) -> None:
     for step in range(1, STEPS + 1):
         say(event="step", step=step, loss=run.step().hex())
         if step % EVERY == 0:
-            torch_save(ts, step, out / "saved.pt")
+            torch_save(ts.capture(step), step, out / "saved.pt")
     finish(run, ts)
 
 
@@ -166,19 +167,23 @@ def lora(out: Path) -> None:
                 start = time.perf_counter()
                 done = store.commit(ts.capture(step), branch="lora", step=step, metrics={"loss": loss})
                 committed(done, time.perf_counter() - start)
-                torch_save(ts, step, out / "saved.pt")
+                torch_save(ts.capture(step), step, out / "saved.pt")
         kept = digest(store.load("lora")["model"])
     say(event="end", kept=kept, weights=digest(model.state_dict()))
 
 
-def planes(out: Path) -> None:
-    """The commits of main once more, in a second store that is told to compress."""
-    with cas.open(out / ".cas") as store, cas.open(out / "planes", create=True) as second:
+def measure(out: Path) -> None:
+    """The states of main once more, taking turns: torch.save, a store as above, and one told to compress."""
+    codecs: tuple[Literal["auto", "planes"], ...] = ("auto", "planes")
+    with cas.open(out / ".cas") as store, ExitStack() as others:
+        fresh = {codec: others.enter_context(cas.open(out / "measured" / codec, create=True)) for codec in codecs}
         for commit in reversed(list(store.log("main"))):
             state = store.load(commit.id)
-            start = time.perf_counter()
-            second.commit(state, step=commit.step, codec="planes")
-            say(event="packed", step=commit.step, seconds=time.perf_counter() - start)
+            torch_save(state, commit.step or 0, out / "saved.pt")
+            for codec in codecs:
+                start = time.perf_counter()
+                fresh[codec].commit(state, step=commit.step, codec=codec)
+                say(event=codec, step=commit.step, seconds=time.perf_counter() - start)
 
 
 def check(out: Path) -> None:
@@ -190,7 +195,7 @@ def check(out: Path) -> None:
 
 
 def main() -> None:
-    phases = {"reference": reference, "train": train, "lora": lora, "planes": planes, "check": check}
+    phases = {"reference": reference, "train": train, "lora": lora, "measure": measure, "check": check}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("phase", choices=phases)
     parser.add_argument("out", type=Path)

@@ -153,19 +153,25 @@ class Branches:
             try:
                 if self._log.publish(record):
                     return
-            except CommitUnknown:
+            except OSError:
+                raise  # the record was not published
+            except BaseException:  # CommitUnknown, or an interrupt that may have come after the record had its name
                 if commit is not None:
                     with self._lock:
                         self._unsettled = _Unsettled(record, *commit)
                 raise
 
     def settle(self) -> None:
-        """Find out what became of a record after `CommitUnknown`, by sending the very same one again."""
+        """Find out what became of a record that was cut off while it was published.
+
+        One that appears later still does no harm: it takes the number that the next record wants, and the branch
+        is then found moved.
+        """
         with self._lock:
             unsettled = self._unsettled
             if unsettled is None:
                 return
-            if self._log.publish(unsettled.record):
+            if self._log.settle(unsettled.record):
                 self._loaded[unsettled.branch] = unsettled.commit
             self._unsettled = None
 

@@ -45,8 +45,8 @@ class Catalog:
         self._refresh(self.index)
 
     def _refresh(self, index: Index) -> None:
+        known = index.packs()  # before the listing: what others add meanwhile must not look lost
         listed = self._listed()
-        known = index.packs()
         lost = {name for name, size in known.items() if listed.get(name) != size}
         if lost:
             index.drop(lost)

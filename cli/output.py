@@ -118,8 +118,8 @@ def age(time: datetime) -> str:
 
 
 def number(value: object) -> str:
-    """A metric for people: up to six digits."""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    """A metric for people: up to four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def plural(count: int, word: str) -> str:

@@ -72,7 +72,7 @@ def test_a_synchronous_commit_waits_for_the_one_before(store: Store) -> None:
 
 
 def test_what_the_state_may_not_hold_is_said_at_once(store: Store) -> None:
-    with pytest.raises(Unsupported, match="state path a is a builtins.set"):
+    with pytest.raises(Unsupported, match=r"state path a is a builtins\.set"):
         store.commit_async({"a": {1}})
     assert store.commit({"a": 1}).parents == ()
 

@@ -29,7 +29,8 @@ ORDER = (
     {"revisions", "reader", "writer"},
     {"extent", "committing"},
     {"loader"},
-    {"fsck", "leaves", "stats", "view"},
+    {"fsck", "stats", "view"},
+    {"leaves"},
     {"store"},
     {"__init__"},
 )
