@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -116,7 +116,7 @@ def train(out: Path) -> None:
     finish(run, ts)
 
 
-def commit(store: cas.Store, ts: TrainState, step: int, loss: float, pending: Any) -> Any:
+def commit(store: cas.Store, ts: TrainState, step: int, loss: float, pending: cas.Pending | None) -> cas.Pending | None:
     """Commit the full state: every other time in the background, while training goes on."""
     settle(pending)
     say(event="commit", step=step)
@@ -130,7 +130,7 @@ def commit(store: cas.Store, ts: TrainState, step: int, loss: float, pending: An
     return None
 
 
-def settle(pending: Any) -> None:
+def settle(pending: cas.Pending | None) -> None:
     """Wait until the background commit, if there is one, is durable."""
     if pending is not None:
         committed(pending.wait(), seconds=None)

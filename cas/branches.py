@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .block import ObjectId, short
-from .errors import CasError, CommitUnknown, Exists, NotFound, RefConflict
+from .errors import CasError, Exists, NotFound, RefConflict
 from .log import Log, Record
 from .refs import Ref, RefKind, Refs, check_free, check_name
 

@@ -37,7 +37,7 @@ def place(tmp_path: Path) -> Path:
 def test_a_store_is_found_upwards(place: Path) -> None:
     below = place / "a" / "b"
     below.mkdir(parents=True)
-    assert ok(below, "log") == ok(place, "log")
+    assert ok(below, "log", "--json") == ok(place, "log", "--json")
 
 
 def test_inside_a_store_it_is_that_store(place: Path) -> None:
@@ -432,7 +432,9 @@ def test_log_starts_at_once(place: Path, record_property: Callable[[str, object]
 
 @pytest.fixture
 def samples() -> Iterator[tuple[str, str]]:
-    return iter([("a\tb", r"a\tb"), ("\x1b[0m", r"\x1b[0m"), ("\u2028", r"\u2028"), ("é漢", "é漢"), ("\ud800", r"\ud800")])
+    return iter(
+        [("a\tb", r"a\tb"), ("\x1b[0m", r"\x1b[0m"), ("\u2028", r"\u2028"), ("é漢", "é漢"), ("\ud800", r"\ud800")]
+    )
 
 
 def test_clean(samples: Iterator[tuple[str, str]]) -> None:

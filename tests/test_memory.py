@@ -40,8 +40,6 @@ rng = np.random.default_rng(0)
 state = {f"w{i}": rng.standard_normal((size >> 22) << 17, np.float32).reshape(1024, -1) for i in range(8)}
 if kind == "transposed":
     state = {key: w.T for key, w in state.items()}
-if kind == "broadcast":
-    state = {key: np.broadcast_to(w[:1], (w.shape[0], w.shape[1])) for key, w in state.items()}
 extra = {}
 with cas.open(path, create=True) as store:
     with Peak() as peak:

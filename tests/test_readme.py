@@ -1,0 +1,61 @@
+"""The README's own code, run as a reader would: Python, then the shell commands in the same directory."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the Python of the README ran twice."""
+    folder = tmp_path_factory.mktemp("readme")
+    first = run([sys.executable, "-c", blocks("python")[0]], folder)
+    assert [line.split()[3] for line in first.splitlines()] == ["1:", "2:", "3:"]
+    second = run([sys.executable, "-c", blocks("python")[0]], folder)
+    assert [line.split()[3] for line in second.splitlines()] == ["4:", "5:", "6:"]
+    return folder
+
+
+def test_the_ten_lines_commit_and_resume_and_the_shell_lines_work_on_their_store(folder: Path) -> None:
+    for line in blocks("sh")[0].splitlines():
+        run(["sh", "-c", line], folder)
+    assert (folder / "weights" / "model.safetensors").stat().st_size > 512 * 512 * 4
+    assert (folder / "best" / "model.safetensors").exists()
+
+
+def test_the_rest_of_the_surface_runs_as_written(folder: Path) -> None:
+    setup = (
+        "import cas, pathlib; pathlib.Path('config.json').write_text('{}'); store = cas.open('.cas')\n"
+        "state = store.load('main'); store.branch('old', 'main')\n"
+    )
+    run([sys.executable, "-c", setup + blocks("python")[1]], folder)
+
+
+def test_the_readme_names_every_command_and_every_error() -> None:
+    from cas.cli.main import cas as command
+
+    import cas
+
+    told = set(re.findall(r"cas (\w+)", README))
+    assert not set(command.commands) - told - {"init"}
+    assert all(name in README for name in vars(cas) if isinstance(vars(cas)[name], type) and "Error" in name)
