@@ -43,7 +43,8 @@ class Turns:
 
 def take_turns(ours: Timed, theirs: Timed, rounds: int) -> Turns:
     """Run both in turn `rounds` times; who goes first alternates."""
-    a, b = [], []
+    a: list[float] = []
+    b: list[float] = []
     for turn in range(rounds):
         for way, kept in ((ours, a), (theirs, b)) if turn % 2 == 0 else ((theirs, b), (ours, a)):
             gc.collect()

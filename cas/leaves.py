@@ -16,13 +16,14 @@ import numpy as np
 from .arrays import scalar_value
 from .block import ObjectId
 from .dtypes import DTYPES
+from .errors import NotFound
 from .extent import Extent, ShardBlocks, extent_of
 from .grid import Box
 from .loader import Owner
 from .nodes import KEYED_TAGS, LISTED_TAGS, Node, Tag, TensorEntry, expect, int_of, long_of, tensor_of
-from .paths import Path, parse_levels
+from .objects import entries_of
+from .paths import Path, format_key, format_path, parse_levels
 from .reader import BlockReader, BlockUse, Objects
-from .view import leaves_of, subtree
 
 STREAM_BYTES = 32 << 20
 
@@ -73,12 +74,12 @@ class Leaves:
 
     def __iter__(self) -> Iterator[Leaf]:
         tree = self.objects.tree(self.objects.commit(self.commit).tree)
-        return (_leaf(path, node) for path, node in leaves_of(tree, self.objects))
+        return (_leaf(path, node) for path, node in _walk(tree, self.objects))
 
     def find(self, path: str) -> Path:
         """The path that a text with escaped levels names; `NotFound` says what there is instead."""
         tree = self.objects.tree(self.objects.commit(self.commit).tree)
-        return subtree(tree, self.objects, parse_levels(path))[0]
+        return _subtree(tree, self.objects, parse_levels(path))[0]
 
     def stream(self, tensors: Iterable[TensorLeaf], size: int = STREAM_BYTES) -> Iterator[memoryview]:
         """The row-major bytes of tensors one after another, verified, in pieces of at most `size` (4 MiB or more).
@@ -169,3 +170,29 @@ def _leaf(path: Path, node: Node) -> Leaf:
     kind = KEYED_TAGS.get(tag) or LISTED_TAGS.get(tag)
     expect(kind is not None, "a tree leads to a container in a way")
     return ValueLeaf(path, kind.__name__ if kind else "", 0, None)
+
+
+def _walk(node: Node, objects: Objects, path: Path = ()) -> Iterator[tuple[Path, Node]]:
+    """Every leaf node below a tree node with its path, in the state's order; empty containers too."""
+    held = entries_of(node, objects.tree)
+    if held is None or not held[1]:
+        yield path, node
+        return
+    tag, entries = held
+    for at, entry in enumerate(entries):
+        key, child = entry if tag in KEYED_TAGS else (at, entry)
+        yield from _walk(child, objects, (*path, key))
+
+
+def _subtree(node: Node, objects: Objects, levels: list[str]) -> tuple[Path, Node]:
+    """The node at a path given as escaped levels; `NotFound` names the level and what there is."""
+    path: Path = ()
+    for level in levels:
+        held = entries_of(node, objects.tree)
+        entries = [] if held is None else held[1] if held[0] in KEYED_TAGS else list(enumerate(held[1]))
+        found = next(((key, child) for key, child in entries if format_key(key) == level), None)
+        if found is None:
+            near = ", ".join(format_key(key) for key, _ in entries[:8]) or "nothing below"
+            raise NotFound(f"{format_path(path) if path else 'the state'} has no {level}; it has {near}")
+        path, node = (*path, found[0]), found[1]
+    return path, node

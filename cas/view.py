@@ -10,13 +10,13 @@ from typing import Any
 from . import frameworks
 from .block import ObjectId
 from .dtypes import DTYPES
-from .errors import Invalid, NotFound
+from .errors import Invalid
 from .extent import extent_of
 from .grid import Box
 from .loader import Loader, Owner
 from .nodes import KEYED_TAGS, Node, Tag, TensorEntry, tensor_of
 from .objects import entries_of
-from .paths import Key, Path, format_key, format_path
+from .paths import Key, Path, format_path
 from .reader import BlockReader, Objects
 
 
@@ -148,29 +148,3 @@ def _look(source: _Source, node: Node, path: Path) -> Any:
 def view_of(commit: ObjectId, tree: ObjectId, objects: Objects, blocks: BlockReader) -> Any:
     """The view of a commit's state: a `View`, a `SequenceView`, or for a state of one leaf that leaf."""
     return _look(_Source(objects, blocks, commit), objects.tree(tree), ())
-
-
-def leaves_of(node: Node, objects: Objects, path: Path = ()) -> Iterator[tuple[Path, Node]]:
-    """Every leaf node below a tree node with its path, in the state's order; empty containers too."""
-    held = entries_of(node, objects.tree)
-    if held is None or not held[1]:
-        yield path, node
-        return
-    tag, entries = held
-    for at, entry in enumerate(entries):
-        key, child = entry if tag in KEYED_TAGS else (at, entry)
-        yield from leaves_of(child, objects, (*path, key))
-
-
-def subtree(node: Node, objects: Objects, levels: list[str]) -> tuple[Path, Node]:
-    """The node at a path given as escaped levels; `NotFound` names the level and what there is."""
-    path: Path = ()
-    for level in levels:
-        held = entries_of(node, objects.tree)
-        entries = [] if held is None else held[1] if held[0] in KEYED_TAGS else list(enumerate(held[1]))
-        found = next(((key, child) for key, child in entries if format_key(key) == level), None)
-        if found is None:
-            near = ", ".join(format_key(key) for key, _ in entries[:8]) or "nothing below"
-            raise NotFound(f"{format_path(path) if path else 'the state'} has no {level}; it has {near}")
-        path, node = (*path, found[0]), found[1]
-    return path, node

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop(sys.stdout)
         return 0
     except (click.Abort, KeyboardInterrupt):
-        return _INTERRUPTED
+        return _fail("interrupted", _INTERRUPTED)
     except click.ClickException as error:
         return _fail(_usage(error), _USAGE)
     except CasError as error:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +147,8 @@ def test_every_error_has_its_exit_code(
     monkeypatch.setattr(cas.Store, "stats", fail)
     assert entry.main(["--store", str(place), "stats"]) == code
     said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert said.startswith("cas: ") or code == 130
+    assert said.strip().count("\n") == 0  # click ends the line of a ^C with one more
+    assert said.strip().startswith("cas: ")
     assert ("defect" in said) == isinstance(error, ZeroDivisionError)
 
 
@@ -168,7 +168,6 @@ def test_fsck_ends_with_1_where_it_finds_something(place: Path) -> None:
     (place / ".cas" / "tmp" / "left").touch()
     (found,) = objects(ok(place, "fsck", "--json"))  # an info alone is no failure
     assert (found["name"], found["severity"]) == ("leftover", "info")
-    next((place / ".cas" / "packs").rglob("*.*"), None)
     packs = [path for path in (place / ".cas" / "packs").rglob("*") if path.is_file()]
     packs[0].write_bytes(packs[0].read_bytes()[:-40])
     done = run(place, "fsck", "--json")
@@ -218,7 +217,7 @@ def test_json_keys_are_those_in_the_help(arguments: str, keys: str, place: Path)
     ok(place, "tag", "v1")
     found = objects(ok(place, *arguments.split(), "--json"))
     assert list(found[0]) == keys.split()
-    help_text = ok(place, arguments.split()[0], "--help")
+    help_text = ok(place, arguments.partition(" ")[0], "--help")
     for key in keys.split():
         assert re.search(rf"\b{key}\b", help_text), key
 
@@ -430,16 +429,12 @@ def test_log_starts_at_once(place: Path, record_property: Callable[[str, object]
 # -- the words ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def samples() -> Iterator[tuple[str, str]]:
-    return iter(
-        [("a\tb", r"a\tb"), ("\x1b[0m", r"\x1b[0m"), ("\u2028", r"\u2028"), ("é漢", "é漢"), ("\ud800", r"\ud800")]
-    )
-
-
-def test_clean(samples: Iterator[tuple[str, str]]) -> None:
-    for raw, expected in samples:
-        assert clean(raw) == expected
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [("a\tb", r"a\tb"), ("\x1b[0m", r"\x1b[0m"), ("\u2028", r"\u2028"), ("é漢", "é漢"), ("\ud800", r"\ud800")],
+)
+def test_clean(raw: str, expected: str) -> None:
+    assert clean(raw) == expected
 
 
 def test_cut_and_width() -> None:

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faults import children
+from faults.stores import errors, quick_folder, same
 
 import cas
 from cas.errors import CasError
-from faults import children
-from faults.stores import errors, quick_folder, same
 
 SHARDS = 4
 """Parts that a file's points are split into, so that several workers share the largest file."""

@@ -29,8 +29,7 @@ ORDER = (
     {"revisions", "reader", "writer"},
     {"extent", "committing"},
     {"loader"},
-    {"fsck", "stats", "view"},
-    {"leaves"},
+    {"fsck", "leaves", "stats", "view"},
     {"store"},
     {"__init__"},
 )

@@ -186,13 +186,13 @@ def test_one_changed_entry_of_20000_rewrites_one_part() -> None:
     assert sorted(node[0] for node in fresh) == [Tag.DICT, Tag.PARTS]
 
 
-def test_an_entry_more_at_the_front_rewrites_one_part_of_a_dict() -> None:
+def test_an_entry_more_at_the_front_rewrites_few_parts_of_a_dict() -> None:
     before, after = Shelf(), Shelf()
     entries = [[f"layer.{i}.weight", i] for i in range(20_000)]
     seal(Tag.DICT, entries, before.put)
     seal(Tag.DICT, [["new", 0], *entries], after.put)
-    fresh = [decode_tree(after.objects[name]) for name in after.objects.keys() - before.objects.keys()]
-    assert sorted(node[0] for node in fresh) == [Tag.DICT, Tag.PARTS]
+    assert len(before.objects) > 12
+    assert len(after.objects.keys() - before.objects.keys()) <= 3
 
 
 def test_a_changed_entry_in_a_store_writes_one_part(store: Store) -> None:
@@ -260,7 +260,7 @@ def test_content_is_nothing_a_block_or_a_layout() -> None:
     assert layout.cell == 4096
     lists = [decode_list(shelf.objects[name]) for name in layout.shards[0].lists]
     assert [len(ids) for ids in lists] == [LIST_IDS, 80_000 - LIST_IDS]
-    assert sum(lists, []) == [A, B] * 40_000
+    assert [name for ids in lists for name in ids] == [A, B] * 40_000
 
 
 BAD_LISTS = [[1, b""], [1, bytes(31)], [1, bytes(33)], [1, "a" * 32], [2, bytes(32)], [1], [1, bytes(32), 1], [1, None]]

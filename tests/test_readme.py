@@ -52,9 +52,8 @@ def test_the_rest_of_the_surface_runs_as_written(folder: Path) -> None:
 
 
 def test_the_readme_names_every_command_and_every_error() -> None:
-    from cas.cli.main import cas as command
-
     import cas
+    from cas.cli.main import cas as command
 
     told = set(re.findall(r"cas (\w+)", README))
     assert not set(command.commands) - told - {"init"}
