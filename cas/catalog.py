@@ -22,7 +22,7 @@ class Catalog:
         self._folder = index_folder
         self._index: Index | None = None
         self._opening = threading.RLock()
-        self.damaged: dict[PackId, CasError] = {}
+        self.damaged: dict[PackId, Exception] = {}
         """Packs whose table could not be read at the last refresh, and why."""
 
     @property
@@ -63,7 +63,7 @@ class Catalog:
             index.add(pack.read_table(self._backend, name))
         except NotFound:
             pass  # deleted since it was listed
-        except CasError as error:
+        except (CasError, OSError) as error:
             self.damaged[name] = error
 
     def _listed(self) -> dict[PackId, int]:

@@ -107,21 +107,27 @@ def request(state: Any, options: CommitOptions, base: Base, started: float) -> R
     codec, message = options.get("codec", "auto"), options.get("message", "")
     if codec not in CODEC_NAMES:
         raise Invalid(f"codec is one of {', '.join(CODEC_NAMES)}, not {codec!r}")
-    if type(message) is not str:
-        raise Invalid(f"message is a text, not {message!r:.60}")
+    if type(message) is not str or any("\ud800" <= char <= "\udfff" for char in message):
+        raise Invalid(f"message is a text of valid Unicode, not {message!r:.60}")
     skeleton, leaves = state_skeleton(state, options.get("allow_pickle", False))
     return Request(
         base=base,
         step=step_of(options.get("step")),
         message=message,
-        metrics=metrics_node(options.get("metrics") or {}),
-        meta=meta_node(options.get("meta") or {}),
-        files=files_of(options.get("files") or {}),
+        metrics=metrics_node(_mapping("metrics", options.get("metrics"))),
+        meta=meta_node(_mapping("meta", options.get("meta"))),
+        files=files_of(_mapping("files", options.get("files"))),
         skeleton=skeleton,
         leaves=leaves,
         codec=codec,
         started=started,
     )
+
+
+def _mapping(name: str, given: Any) -> Mapping[Any, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise Invalid(f"{name} is a dict, not {given!r:.60}")
+    return given or {}
 
 
 def state_skeleton(state: Any, allow_pickle: bool) -> tuple[Any, list[Leaf]]:

@@ -1,8 +1,9 @@
 """Entropy coding of bytes: two zstd settings, the choice between them, and a decoder that trusts nothing.
 
 A stored frame (normative) is exactly one Zstandard frame. It starts with the magic number 28 B5 2F FD;
-declares its content size, which is not zero; needs a window of at most 4 MiB, no dictionary and no checksum
-(the block's BLAKE3 judges the content); is shorter than its content; and ends where the stored bytes end.
+declares its content size, which is not zero; has bits 3 and 4 of its descriptor (byte 4) zero; needs a
+window of at most 4 MiB, no dictionary and no checksum (the block's BLAKE3 judges the content); is shorter
+than its content; and ends where the stored bytes end.
 Codec `zstd` stores a block as one such frame.
 
 TUNED turns match finding almost off, which leaves a Huffman coder: on the exponents of weights it is twice
@@ -21,6 +22,8 @@ from .errors import Corrupt
 
 MAX_WINDOW = 4 << 20
 SAMPLE = 32 << 10
+_UNUSED = 0x18
+"""The bits of a frame's descriptor that zstd reserves (3) and ignores (4)."""
 _STRETCHES = 4
 
 
@@ -79,6 +82,8 @@ class Coder:
         # python-zstandard reads skippable frames as empty and allocates what is declared: look first.
         if bytes(stored[:4]) != zstandard.FRAME_HEADER:
             raise Corrupt("a stored zstd frame does not start with its magic number; fetch the block again")
+        if len(stored) > 4 and stored[4] & _UNUSED:
+            raise Corrupt("a stored zstd frame sets a bit that has no meaning; fetch the block again")
         frame = cast(bytes, stored)
         try:
             declared = zstandard.get_frame_parameters(frame)

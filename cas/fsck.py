@@ -28,7 +28,7 @@ from .dtypes import DTYPES
 from .errors import CasError, NotFound
 from .extent import extent_of
 from .log import Log, Record
-from .nodes import KEYED_TAGS, Content, Node, Tag, long_of, tensor_of
+from .nodes import KEYED_TAGS, MAX_DEPTH, Content, Node, Tag, long_of, tensor_of
 from .objects import Commit, entries_of
 from .pack import Location, Table
 from .paths import Path, format_path
@@ -73,12 +73,12 @@ def check(backend: Backend, catalog: Catalog, log: Log, blocks: BlockReader | No
 
 
 def _check_log(log: Log) -> Iterator[Finding]:
-    for seq in range(log.head().seq, 0, -1):
+    for seq in range(max(log.head().seq, log.newest_listed()), 0, -1):
         try:
             log.read(seq)
         except NotFound:
             yield Finding("log-record-missing", "error", f"log record {seq} is gone; restore it from another copy")
-        except CasError as error:
+        except (CasError, OSError) as error:
             yield Finding("log-record-corrupt", "error", str(error))
 
 
@@ -92,7 +92,7 @@ def _read_tables(backend: Backend) -> tuple[list[Table], list[Finding]]:
         try:
             envelope.check_header(backend.read(info.name, 0, envelope.SIZE), envelope.FileKind.PACK, info.name)
             tables.append(pack.read_table(backend, name))
-        except CasError as error:
+        except (CasError, OSError) as error:
             found.append(Finding("pack-corrupt", "error", str(error)))
     return tables, found
 
@@ -132,6 +132,7 @@ class _Reachable:
     bad: set[ObjectId]
     _trees: dict[ObjectId, list[_Damage]] = field(default_factory=dict)
     _commits: dict[ObjectId, list[_Damage]] = field(default_factory=dict)
+    _depth: int = 0
 
     def findings(self, root: Record) -> list[Finding]:
         for tip in dict.fromkeys(root.refs.values()):
@@ -178,16 +179,30 @@ class _Reachable:
         if type(node) is not list:
             return []
         if node[0] == Tag.REF:
-            return self._tree(ObjectId(node[1]), path)
+            return self._reference(node, path)
         try:
             held = entries_of(node, self.objects.tree)
             if held is None:
                 return self._leaf(node, path)
         except CasError as error:
             return [_damage(path, error)]
+        if self._depth >= MAX_DEPTH:
+            return [_Damage(path, "object-corrupt", f"a tree is nested deeper than {MAX_DEPTH} levels")]
         tag, entries = held
         pairs = entries if tag in KEYED_TAGS else enumerate(entries)
-        return [damage for key, child in pairs for damage in self._node(child, (*path, key))]
+        self._depth += 1
+        found = [damage for key, child in pairs for damage in self._node(child, (*path, key))]
+        self._depth -= 1
+        return found
+
+    def _reference(self, node: Node, path: Path) -> list[_Damage]:
+        found = self._tree(ObjectId(node[1]), path)
+        try:
+            if not found:
+                entries_of(node, self.objects.tree)
+        except CasError as error:
+            return [_damage(path, error)]
+        return found
 
     def _leaf(self, node: Node, path: Path) -> list[_Damage]:
         if node[0] == Tag.TENSOR:

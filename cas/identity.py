@@ -31,10 +31,13 @@ class Identity:
 
 
 def new_identity(block_size: int) -> Identity:
-    valid = type(block_size) is int and MIN_BLOCK_SIZE <= block_size <= MAX_CELL
-    if not valid or block_size & (block_size - 1):
+    if not _is_block_size(block_size):
         raise Invalid(f"block_size is a power of two from {MIN_BLOCK_SIZE} to {MAX_CELL} bytes, not {block_size!r}")
     return Identity(secrets.token_hex(16), block_size)
+
+
+def _is_block_size(value: object) -> bool:
+    return type(value) is int and MIN_BLOCK_SIZE <= value <= MAX_CELL and value & (value - 1) == 0
 
 
 def encode(identity: Identity) -> bytes:
@@ -54,6 +57,6 @@ def read(backend: Backend) -> Identity:
         raise Corrupt(f"{NAME} of {backend.url} is damaged: {error!r}; restore it from another copy") from error
     if version != _VERSION and isinstance(version, int) and fields.get("magic") == _MAGIC:
         raise Unsupported(f"store {backend.url} has format version {version}; this release reads version {_VERSION}")
-    if type(identity.block_size) is not int or encode(identity) != data:
+    if not _is_block_size(identity.block_size) or encode(identity) != data:
         raise Corrupt(f"{NAME} of {backend.url} does not match its checksum; restore it from another copy")
     return identity

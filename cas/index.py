@@ -1,10 +1,12 @@
 """The index: object id to every row that holds it. Derived from pack tables, never the truth.
 
 LMDB has no page checksums, so it is only opened when it is known to be whole. The file `clean`, written when the
-last process closes, holds size and BLAKE3 of `data.mdb`; the first process to open compares it under a lock and
-builds the index anew when it differs or is missing, so a crash or a power cut costs a rebuild and nothing else.
-That is also why LMDB need not sync while it is open. Rows that cannot be written, because another process holds the
-lock too long or the directory is read-only, stay in memory.
+last process closes, holds size, BLAKE3, inode and time of change of `data.mdb`; the first process to open compares it
+under a lock and builds the index anew when it differs or is missing, so a crash or a power cut costs a rebuild and
+nothing else. That is also why LMDB need not sync while it is open. Inode and time say that the file was made here: a
+hostile one in a store that came from elsewhere is never opened. Rows that cannot be written, because another process
+holds the lock too long, the disk is full or the directory is read-only, stay in memory, and so does the whole index
+where LMDB cannot be used. Nothing that goes wrong here is an error of the caller's.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import contextlib
 import fcntl
 import logging
 import os
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,9 @@ _log = logging.getLogger("cas")
 _INITIAL_MAP = 1 << 30
 _LOCK_DEADLINE = 5.0
 """Seconds to wait for another process's write before keeping the rows in memory."""
+_OPEN_DEADLINE = 10.0
+"""Seconds to wait for another process that checks or closes the index, before doing without it."""
+_FLAG_SIZE = 256
 _PACK_SIZE = 16
 
 
@@ -63,43 +69,52 @@ class Index:
 
     def _open(self) -> None:
         self._pid = os.getpid()
+        self._guard = -1
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._guard = os.open(self._folder / "open.lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            _log.info("index %s is kept in memory: %s", self._folder, error)
-            self._guard = -1
-            return
-        if self._first_opener():
-            self._check_or_discard()
-            fcntl.flock(self._guard, fcntl.LOCK_SH)
-        self._env = lmdb.open(
-            str(self._folder), map_size=_INITIAL_MAP, max_dbs=2, sync=False, max_readers=1024, readahead=False
-        )
-        self._env.reader_check()
-        self._rows = self._env.open_db(b"rows", dupsort=True, dupfixed=True)
-        self._packs = self._env.open_db(b"packs")
+            if self._first_opener():
+                self._check_or_discard()
+                fcntl.flock(self._guard, fcntl.LOCK_SH)
+            self._env = lmdb.open(
+                str(self._folder), map_size=_INITIAL_MAP, max_dbs=2, sync=False, max_readers=1024, readahead=False
+            )
+            self._env.reader_check()
+            self._rows = self._env.open_db(b"rows", dupsort=True, dupfixed=True)
+            self._packs = self._env.open_db(b"packs")
+        except (OSError, UnicodeError, lmdb.Error) as error:
+            self._do_without(error)
+
+    def _do_without(self, error: object) -> None:
+        """Keep rows in memory from now on; what LMDB held is unknown again, so `Catalog` reads those packs anew."""
+        _log.info("index %s is kept in memory: %s", self._folder, error)
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
+        if self._guard >= 0:
+            guard, self._guard = self._guard, -1
+            _unlock(guard)
 
     def _first_opener(self) -> bool:
         """Hold the guard: exclusively as the only process, shared beside others that have checked the index."""
-        while True:
+        deadline = time.monotonic() + _OPEN_DEADLINE
+        while time.monotonic() < deadline:
             for mode, alone in ((fcntl.LOCK_EX, True), (fcntl.LOCK_SH, False)):
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(self._guard, mode | fcntl.LOCK_NB)
                     return alone
             time.sleep(0.005)
+        raise TimeoutError("another process holds its lock and does not go on")
 
     def _check_or_discard(self) -> None:
-        """Remove an index that is not byte for byte the one that was closed, and the flag in any case."""
+        """Remove an index that is not byte for byte the one that was closed here, and the flag in any case."""
         flag, data = self._folder / "clean", self._folder / "data.mdb"
         try:
-            whole = flag.read_bytes() == _fingerprint(data)
-        except FileNotFoundError:
+            whole = flag.is_file() and data.is_file() and _read_flag(flag) == _fingerprint(data)
+        except OSError:
             whole = False
-        flag.unlink(missing_ok=True)
-        if not whole:
-            for path in (data, self._folder / "lock.mdb"):
-                path.unlink(missing_ok=True)
+        for path in (flag, self._folder / "lock.mdb") if whole else (flag, self._folder / "lock.mdb", data):
+            _remove(path)
 
     def is_in_place(self) -> bool:
         """False when the folder was removed, and perhaps made anew, since this index was opened."""
@@ -119,19 +134,29 @@ class Index:
         if self._env is None or self._pid != os.getpid():
             return
         with self._mutex:
-            with contextlib.suppress(BlockingIOError):
+            try:
                 fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._env.sync(True)
                 self._env.close()
                 self._mark_clean()
+            except (OSError, lmdb.Error) as error:  # most often others still use it; else it will be built anew
+                _log.info("index %s is not marked whole: %s", self._folder, error)
             self._env.close()
             self._env = None
-            _unlock(self._guard)
+            guard, self._guard = self._guard, -1
+            _unlock(guard)
 
     def _mark_clean(self) -> None:
         temporary = self._folder / "clean.new"
+        _remove(temporary)
         temporary.write_bytes(_fingerprint(self._folder / "data.mdb"))
         os.replace(temporary, self._folder / "clean")
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: let go of the parent's lock, which would otherwise last as long as the child."""
+        guard, self._guard = self._guard, -1
+        if guard >= 0:
+            os.close(guard)
 
     def _here(self) -> None:
         """After a fork the child opens its own environment; the parent's is left alone."""
@@ -147,9 +172,9 @@ class Index:
         self._here()
         with self._mutex:
             found = {name for name in ids if name in self._memory}
-            if self._env is not None:
-                with self._reading() as txn, txn.cursor(self._rows) as cursor:
-                    found.update(key for key, _ in cursor.getmulti(ids))
+            with self._reading() as txn:
+                if txn is not None:
+                    found.update(key for key, _ in txn.cursor(self._rows).getmulti(ids))
             return found
 
     def find(self, name: ObjectId) -> list[Location]:
@@ -162,9 +187,9 @@ class Index:
         wanted = list(dict.fromkeys(ids))
         with self._mutex:
             found = {name: list(self._memory[name]) for name in wanted if name in self._memory}
-            if self._env is not None:
-                with self._reading() as txn, txn.cursor(self._rows) as cursor:
-                    for key, value in cursor.getmulti(wanted, dupdata=True):
+            with self._reading() as txn:
+                if txn is not None:
+                    for key, value in txn.cursor(self._rows).getmulti(wanted, dupdata=True):
                         found.setdefault(key, []).append(_location(key, value))
         return found
 
@@ -173,9 +198,9 @@ class Index:
         self._here()
         with self._mutex:
             found = [place for places in self._memory.values() for place in places]
-            if self._env is not None:
-                with self._reading() as txn, txn.cursor(self._rows) as cursor:
-                    found.extend(_location(key, value) for key, value in cursor)
+            with self._reading() as txn:
+                if txn is not None:
+                    found.extend(_location(key, value) for key, value in txn.cursor(self._rows))
         return found
 
     def match(self, low: bytes, high: bytes, limit: int) -> list[Location]:
@@ -183,13 +208,13 @@ class Index:
         self._here()
         with self._mutex:
             found = [place for name, places in self._memory.items() if low <= name <= high for place in places]
-            if self._env is not None:
-                with self._reading() as txn, txn.cursor(self._rows) as cursor:
-                    if cursor.set_range(low):
-                        for key, value in cursor:
-                            if key > high or len(found) >= limit:
-                                break
-                            found.append(_location(key, value))
+            with self._reading() as txn:
+                cursor = None if txn is None else txn.cursor(self._rows)
+                if cursor is not None and cursor.set_range(low):
+                    for key, value in cursor:
+                        if key > high or len(found) >= limit:
+                            break
+                        found.append(_location(key, value))
         return found
 
     def packs(self) -> dict[PackId, int]:
@@ -197,10 +222,11 @@ class Index:
         self._here()
         with self._mutex:
             found = dict(self._memory_packs)
-            if self._env is not None:
-                with self._reading() as txn:
-                    for key, value in txn.cursor(self._packs):
-                        found[PackId(key)] = int.from_bytes(value, "little")
+            with self._reading() as txn:
+                if txn is not None:
+                    found.update(
+                        (PackId(key), int.from_bytes(value, "little")) for key, value in txn.cursor(self._packs)
+                    )
         return found
 
     # -- changing -----------------------------------------------------------------------------------------------
@@ -239,14 +265,18 @@ class Index:
                 self._memory_packs.pop(pack, None)
             kept = ((name, [p for p in places if p.pack not in packs]) for name, places in self._memory.items())
             self._memory = {name: places for name, places in kept if places}
-            if not self._write(remove) and self._env is not None:
-                _log.warning("index %s is busy: rows of %d lost packs stay", self._folder, len(packs))
+            if not self._write(remove):  # a commit must not lean on them
+                self._do_without(f"rows of {len(packs)} lost packs could not be removed")
 
     def _write(self, change: Callable[[Any], None]) -> bool:
-        """Run `change` in a write transaction, growing the map as needed; False if the lock cannot be had."""
+        """Run `change` in a write transaction, growing the map as needed; False where that cannot be."""
         if self._env is None:
             return False
-        lock = os.open(self._folder / "write.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock = os.open(self._folder / "write.lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            _log.info("index %s cannot be written: %s", self._folder, error)
+            return False
         try:
             if not _lock_by(lock, time.monotonic() + _LOCK_DEADLINE):
                 return False
@@ -259,10 +289,31 @@ class Index:
                     self._env.set_mapsize(self._env.info()["map_size"] * 2)
                 except lmdb.MapResizedError:
                     self._env.set_mapsize(0)
+        except (OSError, lmdb.Error) as error:
+            _log.info("index %s cannot be written: %s", self._folder, error)
+            return False
         finally:
             _unlock(lock)
 
-    def _reading(self) -> Any:
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[Any]:
+        """A read transaction; None without LMDB, which is given up after an error."""
+        txn = None
+        try:
+            if self._env is not None:
+                txn = self._begin()
+        except lmdb.Error as error:
+            self._do_without(error)
+        if txn is None:
+            yield None
+            return
+        try:
+            with txn:
+                yield txn
+        except lmdb.Error as error:
+            self._do_without(error)
+
+    def _begin(self) -> Any:
         try:
             return self._env.begin()
         except lmdb.MapResizedError:
@@ -288,8 +339,22 @@ def _lock_by(lock: int, deadline: float) -> bool:
 
 
 def _fingerprint(data: Path) -> bytes:
-    digest = blake3(max_threads=blake3.AUTO).update_mmap(data).hexdigest()
-    return f"{data.stat().st_size} {digest}\n".encode()
+    # One thread: those of BLAKE3 do not survive a fork, and a child would wait for them for ever.
+    digest, status = blake3().update_mmap(data).hexdigest(), data.stat()
+    return f"{status.st_size} {digest} {status.st_ino} {status.st_ctime_ns}\n".encode()
+
+
+def _read_flag(flag: Path) -> bytes:
+    with flag.open("rb") as file:
+        return file.read(_FLAG_SIZE)
+
+
+def _remove(path: Path) -> None:
+    """Remove whatever stands there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 _registry: dict[Path, Index] = {}
@@ -299,6 +364,8 @@ _registry_lock = threading.Lock()
 def _after_fork() -> None:
     global _registry_lock
     _registry_lock = threading.Lock()
+    for index in _registry.values():
+        index.leave_to_parent()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -306,7 +373,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def open_index(folder: Path) -> Index:
     """The process's index in `folder`; every call is matched by one `close`."""
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))  # unlike `resolve`, no error for a loop of links
     with _registry_lock:
         index = _registry.get(folder)
         if index is None or not index.is_in_place():

@@ -92,10 +92,10 @@ class Loader:
             return node if self._wanted(path) else MISSING
         if self.only is not None and not self.only.may_match_below(path):
             return MISSING
-        if len(path) > MAX_DEPTH:
-            raise Corrupt(f"commit {short(self.commit)} is nested deeper than {MAX_DEPTH} levels")
         held = entries_of(node, self.objects.tree)
         if held is not None:
+            if len(path) >= MAX_DEPTH:
+                raise Corrupt(f"commit {short(self.commit)} is nested deeper than {MAX_DEPTH} levels")
             return self._container(*held, path, target)
         if not self._wanted(path):
             return MISSING

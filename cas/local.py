@@ -31,6 +31,7 @@ from .errors import Corrupt, Invalid, NotFound, Unsupported
 
 STREAM_FROM = 256 << 10  # bytes; a file up to this size costs no large buffer and no thread
 OPEN_FILES = 128
+MAX_WHOLE = 64 << 20  # bytes; files that are read whole are records, the hint and cas.json
 _IOV_MAX = 1024  # buffers per preadv: what Linux and macOS take
 _IO_MAX = 1 << 30  # bytes per read: macOS refuses 2 GiB, Linux cuts it
 
@@ -80,6 +81,8 @@ class LocalBackend:
         file = _OpenFile(self._path(name)) if whole else self._open_files.get(self._path(name))
         with about(file.path):
             end = file.size if length is None else min(file.size, start + length)
+            if whole and end > MAX_WHOLE:
+                raise Corrupt(f"{name} has {end} bytes, which no such file of a store has: restore it")
             return _read_range(file.fd, start, end)
 
     def readinto(self, name: str, start: int, buffers: Sequence[memoryview]) -> None:
@@ -105,9 +108,13 @@ class LocalBackend:
 
     def exists(self, name: str) -> bool:
         try:
-            os.stat(self._path(name))
+            os.lstat(self._path(name))  # a link that leads nowhere takes the name all the same
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise Corrupt(f"{self._path(name)} is below a loop of links: restore it") from error
         return True
 
     def list(self, folder: str) -> list[FileInfo]:
@@ -291,10 +298,17 @@ class _OpenFile:
         self.fd = -1
         self.path = path
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait for its writer
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"{path} is not there") from None
-        self.size = os.fstat(self.fd).st_size
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):
+                raise
+            raise Corrupt(f"{path} is a loop of links or a socket, not a file: restore it") from error
+        status = os.fstat(self.fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise Corrupt(f"{path} is a directory, a pipe or a device, not a file: restore it")
+        self.size = status.st_size
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -351,19 +365,26 @@ def _read_range(fd: int, start: int, end: int) -> bytes:
 
 def _scan(path: str, folder: str) -> Iterator[FileInfo]:
     """Files below `path`, in any order; what vanishes meanwhile is left out."""
-    try:
-        entries = os.scandir(path)
-    except FileNotFoundError:
-        return
-    with entries:
-        for entry in entries:
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                yield from _scan(entry.path, name)
-                continue
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if stat.S_ISREG(status.st_mode):
-                yield FileInfo(name, status.st_size, status.st_mtime)
+    todo = [(path, folder)]
+    while todo:
+        path, folder = todo.pop()
+        try:
+            entries = os.scandir(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            raise Corrupt(f"{path} is not a directory: restore it") from error
+        with entries:
+            for entry in entries:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append((entry.path, name))
+                    continue
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(status.st_mode):
+                    yield FileInfo(name, status.st_size, status.st_mtime)

@@ -26,7 +26,7 @@ from blake3 import blake3
 from . import envelope
 from .backend import Backend, Unsettled
 from .block import ObjectId
-from .errors import CommitUnknown, Corrupt, Exists, NotFound, Unsupported
+from .errors import CasError, CommitUnknown, Corrupt, Exists, NotFound, Unsupported
 from .nodes import Node, check_node, expect, is_id, pack, unpack
 from .refs import Ref, RefKind, Refs
 
@@ -34,6 +34,8 @@ FOLDER = "log"
 HINT = "root"
 VERSION = 1
 _DIGEST = 32
+_FEATURES = pack([VERSION, [], [], 0, [], []])
+"""Version, read and write features, epoch, condemned and absent lists: all that this release knows."""
 _logger = logging.getLogger("cas")
 
 
@@ -101,9 +103,9 @@ def decode_record(data: bytes, seq: int) -> Record:
     body = unpack(data[envelope.SIZE : -_DIGEST], what)
     expect(type(body) is list and len(body) == 10, f"{what} has the wrong form")
     version, number, read, write, refs, config, epoch, condemned, absent, update = body
-    if version != VERSION or read or write or epoch or condemned or absent:
+    if pack([version, read, write, epoch, condemned, absent]) != _FEATURES:
         raise Unsupported(f"{what} needs features that this release does not have: {read or write}; upgrade")
-    expect(number == seq, f"{what} carries the number {number}")
+    expect(type(number) is int and number == seq, f"{what} carries the number {number}")
     return Record(seq, _refs(refs, what), _update(update, what), _config(config, what))
 
 
@@ -111,8 +113,8 @@ def _refs(items: Node, what: str) -> Refs:
     expect(type(items) is list, f"{what} has malformed refs")
     refs: dict[Ref, ObjectId] = {}
     for item in items:
-        valid = type(item) is list and len(item) == 3 and item[0] in tuple(RefKind) and type(item[1]) is str
-        expect(valid and is_id(item[2]), f"{what} has a malformed ref")
+        valid = type(item) is list and len(item) == 3 and type(item[0]) is int and type(item[1]) is str
+        expect(valid and item[0] in tuple(RefKind) and is_id(item[2]), f"{what} has a malformed ref")
         refs[(RefKind(item[0]), item[1])] = ObjectId(item[2])
     expect(len(refs) == len(items) and sorted(refs) == list(refs), f"{what} has refs twice or out of order")
     return refs
@@ -128,7 +130,8 @@ def _config(items: Node, what: str) -> Mapping[str, Node]:
 
 def _update(item: Node, what: str) -> Update:
     valid = type(item) is list and len(item) == 5 and type(item[0]) is bytes and type(item[3]) is int
-    expect(valid and all(type(item[at]) is str for at in (1, 2, 4)), f"{what} has a malformed update")
+    valid = valid and len(item[0]) == 16 and all(type(item[at]) is str for at in (1, 2, 4))
+    expect(valid, f"{what} has a malformed update")
     return Update(*item)
 
 
@@ -143,7 +146,7 @@ class Log:
         """The root: the newest record, verified."""
         seq = max(self._seen, self._hinted())
         if seq == 0:
-            seq = self._listed()
+            seq = self.newest_listed()
         while self._backend.exists(name_of(seq + 1)):
             seq += 1
         record = self.read(seq)
@@ -168,7 +171,13 @@ class Log:
         try:
             self._backend.create(name_of(record.seq), data)
         except Exists:
-            return self.settle(record)
+            try:
+                return self.settle(record)
+            except OSError as error:
+                raise CommitUnknown(
+                    f"log record {record.seq} exists, and whose it is could not be told: {error}; commit again to "
+                    "settle it"
+                ) from error
         except Unsettled as error:
             raise CommitUnknown(
                 f"log record {record.seq} was written, but {self._backend.url} could not make it durable: {error}; "
@@ -194,7 +203,7 @@ class Log:
         try:
             line, check, _ = self._backend.read(HINT).decode("ascii").split("\n")
             seq = int(line.split(" ")[0])
-        except (NotFound, ValueError):
+        except (CasError, OSError, ValueError):  # it is a hint: what cannot be read is not there
             return 0
         if check != blake3(line.encode()).hexdigest():
             return 0
@@ -202,7 +211,8 @@ class Log:
             raise Corrupt(f"log record {seq} was published and is gone; restore {name_of(seq)} from another copy")
         return seq
 
-    def _listed(self) -> int:
+    def newest_listed(self) -> int:
+        """The largest number of a record in the folder, also above a hole."""
         names = [info.name.removeprefix(FOLDER + "/") for info in self._backend.list(FOLDER)]
         numbers = [int(name) for name in names if len(name) == 20 and name.isdecimal()]
         if not numbers:

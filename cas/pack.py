@@ -51,7 +51,7 @@ _DTYPE = np.dtype(
 )
 _CODECS = max(Codec) + 1
 _KINDS = max(Kind) + 1
-_WIDTHS = (0, 1, 2, 4, 8)
+_WIDTHS = (2, 4, 8)
 
 
 class Row(NamedTuple):
@@ -181,7 +181,7 @@ def _check_rows(rows: np.ndarray[Any, np.dtype[np.void]], end: int, name: str) -
         and bool(np.all(rows["offset"] == ends - stored))
         and bool(np.all(rows["kind"] < _KINDS))
         and bool(np.all(rows["codec"] < _CODECS))
-        and bool(np.all(np.isin(rows["width"], _WIDTHS)))
+        and bool(np.all(np.where(rows["codec"] == Codec.PLANES, np.isin(rows["width"], _WIDTHS), rows["width"] == 0)))
         and not rows["chain"].any()
         and not rows["base"].tobytes().strip(b"\0")
         and bool(np.all(rows["raw"] <= limits[rows["kind"]]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
+from typing import Any
 
 from .errors import Invalid
 
@@ -41,8 +42,8 @@ class Patterns:
     """Any of some patterns."""
 
     def __init__(self, patterns: str | Sequence[str]) -> None:
-        texts = [patterns] if isinstance(patterns, str) else list(patterns)
-        if not all(isinstance(text, str) for text in texts):
+        texts: Any = [patterns] if isinstance(patterns, str) else patterns
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
             raise Invalid(f"a pattern is a text such as model/**, not {patterns!r}")
         self._whole = re.compile("|".join(f"(?:{_regex(text)})" for text in texts))
         self._stems = [_stem(text) for text in texts]

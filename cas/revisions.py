@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from .block import Kind, ObjectId
 from .catalog import Catalog
@@ -35,8 +36,8 @@ class Revisions:
 
     def resolve(self, revision: str | None, root: Record) -> ObjectId:
         """The commit that `revision` names under `root`; None means `main`, else the only branch."""
-        text = default_branch(root) if revision is None else revision
-        if not isinstance(text, str):
+        text: Any = default_branch(root) if revision is None else revision
+        if not isinstance(text, str) or not text:
             raise Invalid(f"a revision is a text such as main, main~2 or an id, not {text!r}")
         name, suffixes = _split(text, root)
         found = self._base(name, root)

@@ -131,9 +131,11 @@ def work_through(path: Path, name: str, points: list[Damage], progress: mmap.mma
         progress[:8] = number.to_bytes(8, "little")
         if name.startswith("index/"):
             copy_index(path.parent / "index", path / "index")
-        elif number % 2:
+        elif name.startswith("packs/") and number % 2:
             shutil.rmtree(path / "index", ignore_errors=True)
         file.write_bytes(apply(whole, point))
+        if name == "index/data.mdb":
+            vouch_for(file)
         try:
             judge(look(path), truth, derived)
         except Exception as error:
@@ -141,6 +143,14 @@ def work_through(path: Path, name: str, points: list[Damage], progress: mmap.mma
         finally:
             file.write_bytes(whole)
     return len(points)
+
+
+def vouch_for(data: Path) -> None:
+    """Let the flag name this very file, so that only size and hash can tell that it was damaged."""
+    flag = data.with_name("clean")
+    size, digest, _, _ = flag.read_text().split()
+    status = data.stat()
+    flag.write_text(f"{size} {digest} {status.st_ino} {status.st_ctime_ns}\n")
 
 
 def copy_index(source: Path, target: Path) -> None:
@@ -246,7 +256,7 @@ def become(path: Path, kind: str) -> None:
         path.mkdir()
         (path / "file").write_bytes(b"here")
     elif kind == "link":
-        path.symlink_to("nowhere")
+        path.symlink_to(f"nowhere-{path.name}")
     elif kind == "loop":
         path.symlink_to(path.name)
     elif kind == "socket":

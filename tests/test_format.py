@@ -217,7 +217,8 @@ with cas.open(sys.argv[1], create=True) as store:
     for codec in ("raw", "zstd", "planes"):
         store.commit(state, codec=codec, branch=codec, files=files, message="hi", step=7,
                      metrics={"loss": 2.5}, meta={"note": ["a", (1, {"b": 1 << 70})]})
-        state = {"more": state, "ramp": state["ramp"] + 1, "floats": state["floats"] * 2}
+        changed = {key: state[key] * 3 for key in ("ramp", "floats", "halves", "complex")}
+        state = {"more": state, **changed}
     store.tag("v1", "zstd")
     sys.stdout.buffer.write(pickle.dumps({codec: store.load(codec) for codec in ("raw", "zstd", "planes")}))
 """
@@ -272,11 +273,16 @@ def test_a_stranger_reads_every_commit(written: tuple[Path, dict[str, Any]], bra
     assert refs[1, "v1"] == refs[0, "zstd"]
 
 
-def test_what_is_read_uses_every_codec(written: tuple[Path, dict[str, Any]]) -> None:
+def test_what_is_read_uses_every_codec_width_and_flag(written: tuple[Path, dict[str, Any]]) -> None:
     reader = Reader(written[0])
-    for kind, name in reader.rows:
+    widths, flags = set(), set()
+    for (kind, name), (pack, codec, width, _, offset, *_) in reader.rows.items():
         reader.read(kind, name)
+        if codec == 2:
+            widths.add(width)
+            flags.add(pack.read_bytes()[offset + 1])
     assert set(reader.codecs) == {0, 1, 2}
+    assert (widths, flags) == ({2, 4, 8}, {0, 1})
 
 
 def test_the_reader_shares_no_code_with_the_package() -> None:

@@ -57,8 +57,9 @@ def test_patterns_that_match_nothing_are_invalid(store: Store, only: Any) -> Non
 
 def test_a_pattern_is_a_text(store: Store) -> None:
     store.commit(STATE)
-    with pytest.raises(Invalid, match="a pattern is a text"):
-        store.load(only=[3])  # type: ignore[list-item]
+    for only in ([3], 3, b"model", {"model"}, ["model", None]):
+        with pytest.raises(Invalid, match="a pattern is a text"):
+            store.load(only=only)  # type: ignore[arg-type]
 
 
 def test_only_reads_only_what_it_loads(store: Store) -> None:

@@ -91,6 +91,12 @@ GOOD: list[Any] = [1, 2, [], [], [[0, "main", A]], [], 0, [], [], [bytes(16), "m
 REFS, CONFIG, UPDATE = 4, 5, 9
 BAD: dict[str, tuple[int, Any, type[Exception]]] = {
     "version 2": (0, 2, Unsupported),
+    "version as bool": (0, True, Unsupported),
+    "number as bool": (1, True, Corrupt),
+    "features of nothing": (2, None, Unsupported),
+    "epoch as float": (6, 0.0, Unsupported),
+    "ref kind as bool": (REFS, [[True, "main", A]], Corrupt),
+    "short write id": (UPDATE, [bytes(15), "me", "host", 5, "why"], Corrupt),
     "another number": (1, 3, Corrupt),
     "number as float": (1, 2.5, Corrupt),
     "read feature": (2, ["delta"], Unsupported),
@@ -167,6 +173,14 @@ def test_another_cas_json_is_corrupt(backend: LocalBackend, text: str) -> None:
     backend.create("cas.json", text.encode("latin-1"))
     with pytest.raises(Corrupt, match=r"cas\.json of"):
         identity.read(backend)
+
+
+def test_a_block_size_that_cannot_be_is_corrupt(backend: LocalBackend) -> None:
+    for size in (0, 1, 4097, 1 << 40, True, 4096.0, "4096", None):
+        data = identity.encode(Identity("00" * 16, size))  # type: ignore[arg-type]
+        backend.replace("cas.json", data)
+        with pytest.raises(Corrupt):
+            identity.read(backend)
 
 
 def test_a_newer_store_is_unsupported(backend: LocalBackend) -> None:

@@ -109,8 +109,12 @@ IMPOSSIBLE: dict[str, list[Row]] = {
     "kind 5": [row(kind=5)],
     "kind 255": [row(kind=255)],
     "codec 3": [row(codec=3)],
-    "width 3": [row(width=3)],
-    "width 16": [row(width=16)],
+    "raw of a width": [row(width=4)],
+    "zstd of a width": [row(codec=Codec.ZSTD, raw=8, width=4)],
+    "planes of no width": [row(codec=Codec.PLANES, raw=8)],
+    "planes of width 1": [row(codec=Codec.PLANES, raw=8, width=1)],
+    "planes of width 3": [row(codec=Codec.PLANES, raw=9, width=3)],
+    "planes of width 16": [row(codec=Codec.PLANES, raw=16, width=16)],
     "a chain": [row(chain=1)],
     "a base": [row(base=bytes(31) + b"\1")],
     "raw of another length": [row(raw=4)],
@@ -128,7 +132,8 @@ def test_impossible_rows_are_corrupt_though_the_checksum_is_right(backend: Local
 
 
 def test_rows_at_the_limits_are_read(backend: LocalBackend) -> None:
-    for good in (row(codec=Codec.ZSTD, raw=4 << 20), row(kind=Kind.TREE, codec=Codec.ZSTD, raw=16 << 20)):
+    planes = row(codec=Codec.PLANES, width=8, raw=4 << 20)
+    for good in (planes, row(codec=Codec.ZSTD, raw=4 << 20), row(kind=Kind.TREE, codec=Codec.ZSTD, raw=16 << 20)):
         assert list(read_table(backend, put(backend, file_of([good])))) == [good]
 
 

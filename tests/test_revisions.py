@@ -114,7 +114,7 @@ INVALID = ["main~x", "main@", "main@{x}", "main@{-1}", "main@step:", "main@step:
 INVALID += ["main~1x", "main@{1", "main~9999999999"]
 
 
-@pytest.mark.parametrize("rev", [*INVALID, 3, b"main", ["main"]])
+@pytest.mark.parametrize("rev", [*INVALID, "", 3, b"main", ["main"]])
 def test_what_is_no_revision_is_invalid(made: tuple[Store, list[Commit]], rev: Any) -> None:
     with pytest.raises(Invalid):
         made[0].resolve(rev)
