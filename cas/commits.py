@@ -29,9 +29,11 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One commit. `id` and `parents` are hex; `stats` is there where this process made it."""
+    """One commit. `id`, `tree` and `parents` are hex; equal states have equal trees. `stats` is there where this
+    process made it."""
 
     id: str
+    tree: str
     parents: tuple[str, ...]
     time: datetime
     author: str
@@ -57,6 +59,7 @@ def commit_of(name: ObjectId, held: objects.Commit, branch: str | None = None, s
     """The public form of a commit object."""
     return Commit(
         id=name.hex(),
+        tree=held.tree.hex(),
         parents=tuple(parent.hex() for parent in held.parents),
         time=datetime.fromtimestamp(held.time / 1e6, UTC),
         author=held.author,

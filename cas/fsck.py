@@ -9,7 +9,7 @@ Every finding has a stable name:
     object-missing, object-corrupt              a commit, tree, layout or list that something names
     block-missing                               a block that a tensor names is in no pack
     block-corrupt                               no stored copy of a block matches its name (with data=True)
-    row-corrupt                                 one stored copy is bad, another is good (with data=True)
+    row-corrupt                                 a stored copy of an object is bad; others may be good (with data=True)
     leftover                                    a file that a crashed writer left in tmp/
 """
 
@@ -64,10 +64,11 @@ def check(backend: Backend, catalog: Catalog, log: Log, blocks: BlockReader | No
     tables, damaged = _read_tables(backend)
     found += damaged
     found += _check_index(catalog, tables)
-    rows = _check_rows(blocks, tables) if blocks is not None else {}
-    found += [_row_finding(place, error) for place, error in rows.items() if not _all_bad(place, rows, catalog)]
+    objects = Objects(backend, catalog)
+    rows = _check_rows(blocks, objects, tables) if blocks is not None else {}
+    found += [_row_finding(place, error) for place, error in rows.items()]
     bad = {place.row.id for place in rows if _all_bad(place, rows, catalog)}
-    found += _Reachable(Objects(backend, catalog), catalog, bad).findings(log.head())
+    found += _Reachable(objects, catalog, bad).findings(log.head())
     leftovers = (f"{info.name} was left by a writer that crashed" for info in backend.list("tmp"))
     return found + [Finding("leftover", "info", text) for text in leftovers]
 
@@ -107,10 +108,17 @@ def _check_index(catalog: Catalog, tables: list[Table]) -> Iterator[Finding]:
         yield Finding("index-differs", "warning", text)
 
 
-def _check_rows(blocks: BlockReader, tables: list[Table]) -> dict[Location, CasError]:
+def _check_rows(blocks: BlockReader, objects: Objects, tables: list[Table]) -> dict[Location, CasError]:
+    """Every row whose stored bytes are not what its id names, reachable or not."""
     bad: dict[Location, CasError] = {}
-    places = (Location(table.pack, row) for table in tables for row in table if row.kind == Kind.BLOCK)
-    blocks.check(places, lambda place, error: bad.update({place: error}))
+    places = [Location(table.pack, row) for table in tables for row in table]
+    blocks.check((p for p in places if p.row.kind == Kind.BLOCK), lambda place, error: bad.update({place: error}))
+    for place in places:
+        try:
+            if place.row.kind != Kind.BLOCK:
+                objects.verify(place)
+        except CasError as error:
+            bad[place] = error
     return bad
 
 
@@ -119,7 +127,8 @@ def _all_bad(place: Location, bad: dict[Location, CasError], catalog: Catalog) -
 
 
 def _row_finding(place: Location, error: CasError) -> Finding:
-    text = f"a copy of block {short(place.row.id)} in pack {pack.name_of(place.pack)} is bad: {error}"
+    what = Kind(place.row.kind).name.lower()
+    text = f"a copy of {what} {short(place.row.id)} in pack {pack.name_of(place.pack)} is bad: {error}"
     return Finding("row-corrupt", "warning", text)
 
 

@@ -88,6 +88,10 @@ class Objects:
             raise NotFound(f"{what} is in no pack; {self._catalog.why_missing()}")
         raise Corrupt(f"{what} cannot be read: {failure}") from failure
 
+    def verify(self, place: Location) -> None:
+        """Read one stored copy of an object; `Corrupt` if it does not match its name."""
+        self._fetch_from(place, Kind(place.row.kind))
+
     def _fetch_from(self, place: Location, kind: Kind) -> bytes:
         row = place.row
         raw = bytearray(row.raw)

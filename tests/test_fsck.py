@@ -127,10 +127,21 @@ def test_a_bad_block_names_every_commit_that_needs_it(path: Path) -> None:
     with cas.open(path) as store:
         commits = [commit.id for commit in store.log("main")]
     break_block(path)
-    (finding,) = check(path, True)
+    finding, row = sorted(check(path, True), key=lambda found: found.name)
     assert set(finding.commits) == set(commits)
     assert finding.severity == "error"
     assert finding.message.startswith("block ")
+    assert (row.name, row.severity) == ("row-corrupt", "warning")
+
+
+def test_damage_that_no_ref_reaches_is_found_all_the_same(path: Path) -> None:
+    with cas.open(path) as store:
+        for branch in store.refs()["branches"]:
+            store.delete_branch(branch)
+        for tag in store.refs()["tags"]:
+            store.delete_tag(tag)
+    break_block(path)
+    assert [finding.name for finding in check(path, True)] == ["row-corrupt"]
 
 
 def test_an_index_that_differs_is_a_warning(path: Path) -> None:

@@ -56,17 +56,21 @@ class Child:
 
     def result(self, limit: float = 60.0) -> Any:
         """What `work` returned."""
-        data, status = self.end(limit)
-        if os.WIFSIGNALED(status):
-            raise ChildDied(f"the child died of {signal.Signals(os.WTERMSIG(status)).name}")
-        good, value = pickle.loads(data)
-        if not good:
-            raise ChildFailed(value)
-        return value
+        return unpack(*self.end(limit))
 
     def _reap(self) -> int:
         os.close(self.results)
         return os.waitpid(self.pid, 0)[1]
+
+
+def unpack(data: bytes, status: int) -> Any:
+    """The result in what a child wrote before it ended with this status."""
+    if os.WIFSIGNALED(status):
+        raise ChildDied(f"the child died of {signal.Signals(os.WTERMSIG(status)).name}")
+    good, value = pickle.loads(data)
+    if not good:
+        raise ChildFailed(value)
+    return value
 
 
 def start(work: Callable[..., Any], *args: Any, memory: int | None = None) -> Child:
