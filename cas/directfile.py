@@ -353,21 +353,22 @@ def about(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = path, None
+        error.filename = path
+        del error.filename2  # None would be printed
         raise
 
 
 def sync_directory(path: str) -> None:
     """Make the names in the directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with about(path):
+    with about(path):
+        try:
             flush(fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no fsync of directories
-            raise
-    finally:
-        os.close(fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # some network file systems have no fsync of directories
+                raise
+        finally:
+            os.close(fd)
 
 
 def flush(fd: int) -> None:

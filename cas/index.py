@@ -32,9 +32,11 @@ _log = logging.getLogger("cas")
 _INITIAL_MAP = 1 << 30
 _LOCK_DEADLINE = 5.0
 """Seconds to wait for another process's write before keeping the rows in memory."""
-_OPEN_DEADLINE = 10.0
+_OPEN_DEADLINE = 5.0
 """Seconds to wait for another process that checks or closes the index, before doing without it."""
 _FLAG_SIZE = 256
+_READERS = 1024
+_LOCK_SIZE = 64 * (_READERS + 2)
 _PACK_SIZE = 16
 
 
@@ -73,17 +75,23 @@ class Index:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._guard = os.open(self._folder / "open.lock", os.O_RDWR | os.O_CREAT, 0o666)
-            if self._first_opener():
+            alone = self._first_opener()
+            if alone:
                 self._check_or_discard()
-                fcntl.flock(self._guard, fcntl.LOCK_SH)
             self._env = lmdb.open(
-                str(self._folder), map_size=_INITIAL_MAP, max_dbs=2, sync=False, max_readers=1024, readahead=False
+                str(self._folder), map_size=_INITIAL_MAP, max_dbs=2, sync=False, max_readers=_READERS, readahead=False
             )
             self._env.reader_check()
-            self._rows = self._env.open_db(b"rows", dupsort=True, dupfixed=True)
-            self._packs = self._env.open_db(b"packs")
+            if not self._write(self._open_databases):  # py-lmdb opens them for good in a write alone
+                raise TimeoutError("another process holds its lock and does not go on")
+            if alone:
+                fcntl.flock(self._guard, fcntl.LOCK_SH)
         except (OSError, UnicodeError, lmdb.Error) as error:
             self._do_without(error)
+
+    def _open_databases(self, txn: Any) -> None:
+        self._rows = self._env.open_db(b"rows", txn, dupsort=True, dupfixed=True)
+        self._packs = self._env.open_db(b"packs", txn)
 
     def _do_without(self, error: object) -> None:
         """Keep rows in memory from now on; what LMDB held is unknown again, so `Catalog` reads those packs anew."""
@@ -113,8 +121,10 @@ class Index:
             whole = flag.is_file() and data.is_file() and _read_flag(flag) == _fingerprint(data)
         except OSError:
             whole = False
-        for path in (flag, self._folder / "lock.mdb") if whole else (flag, self._folder / "lock.mdb", data):
+        lock = self._folder / "lock.mdb"
+        for path in (flag, lock) if whole else (flag, lock, data):
             _remove(path)
+        _reserve(lock, _LOCK_SIZE)
 
     def is_in_place(self) -> bool:
         """False when the folder was removed, and perhaps made anew, since this index was opened."""
@@ -323,8 +333,10 @@ class Index:
 
 def _unlock(lock: int) -> None:
     """Give up a lock and its descriptor; closing alone would leave it with a forked child that inherited it."""
-    fcntl.flock(lock, fcntl.LOCK_UN)
-    os.close(lock)
+    with contextlib.suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    with contextlib.suppress(OSError):
+        os.close(lock)
 
 
 def _lock_by(lock: int, deadline: float) -> bool:
@@ -347,6 +359,18 @@ def _fingerprint(data: Path) -> bytes:
 def _read_flag(flag: Path) -> bytes:
     with flag.open("rb") as file:
         return file.read(_FLAG_SIZE)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file whose blocks exist: LMDB writes this one through a map, where a full disk kills the process."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        else:
+            os.write(fd, bytes(size))
+    finally:
+        os.close(fd)
 
 
 def _remove(path: Path) -> None:

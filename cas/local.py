@@ -305,7 +305,8 @@ class _OpenFile:
             if error.errno not in (errno.ELOOP, errno.ENXIO):
                 raise
             raise Corrupt(f"{path} is a loop of links or a socket, not a file: restore it") from error
-        status = os.fstat(self.fd)
+        with about(path):
+            status = os.fstat(self.fd)
         if not stat.S_ISREG(status.st_mode):
             raise Corrupt(f"{path} is a directory, a pipe or a device, not a file: restore it")
         self.size = status.st_size

@@ -86,7 +86,7 @@ def faulty(path: Path, size: int) -> dict[str, Any]:
     assert steps[:2] == [0, 1]
     assert steps[-1] == 3
     assert steps.count(2) == 1 if seen == 2 else 2 not in steps
-    assert second.id == store.resolve("main").id
+    assert second.id == persist("resolve", lambda: store.resolve("main").id)
     once("close", store.close)
     return {"failed": failed, "steps": steps, "close": [what for what, *_ in failed if what == "close"]}
 
@@ -108,9 +108,10 @@ def fail(folder: Path, template: Path, size: int, inject: str) -> tuple[dict[str
         happened = children.unpack(data, status)
         for what, kind, message in happened["failed"]:
             assert "\n" not in message, f"{kind} is more than a sentence: {message}"
+            assert "None" not in message, f"{kind} {message}"
             assert str(path) in message or "log record" in message or "pack" in message, f"{what}: {kind} {message}"
         assert happened["close"] == [], "close is not the place to hear of the index"
-        assert strace.fsyncs_after_a_failed_one(text) == []
+        assert "EINTR" in inject or strace.fsyncs_after_a_failed_one(text) == []  # EINTR says nothing of the data
         steps = children.run(read_back, path, size)
         assert steps == happened["steps"]
     except AssertionError as error:
@@ -147,10 +148,11 @@ def test_any_call_on_a_file_may_fail(template: Path, error: str, part: int) -> N
 @pytest.mark.parametrize(("error", "names"), [("EDQUOT", CHANGING), ("EINTR", CHANGING - {"close", "flock"})])
 def test_a_quota_or_an_interrupt_at_any_changing_call(template: Path, error: str, names: set[str]) -> None:
     with quick_folder() as folder:
-        points = [p for p in points_of(folder, template, 0) if p.name in names]
+        scandir = "O_NONBLOCK|O_CLOEXEC|O_DIRECTORY"  # Python tries all but this one again by itself
+        points = [p for p in points_of(folder, template, 0) if p.name in names and scandir not in p.text]
         for point in points:
             outcome, *_ = fail(folder, template, 0, f"{point.name}:error={error}:when={point.nth}")
-            if error == "EINTR":
+            if error == "EINTR" and point.name not in ("mkdir", "link", "unlink", "rename"):  # which never say so
                 assert outcome["failed"] == [], f"an interrupted {point} was not tried again"
 
 

@@ -782,7 +782,7 @@ def test_a_failing_medium_is_not_a_missing_file(store: LocalBackend, monkeypatch
         raise OSError(errno.EIO, "Input/output error")
 
     store.create("log/1", b"content")
-    for function in ("stat", "pread", "preadv", "scandir"):
+    for function in ("lstat", "pread", "preadv", "scandir"):
         monkeypatch.setattr(os, function, fail)
     uses: list[Callable[[], object]] = [
         lambda: store.exists("log/1"),
