@@ -50,9 +50,13 @@ class Branches:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._lock = threading.RLock()
+        self.renew_lock()
         self._loaded: dict[str, ObjectId] = {}
         self._unsettled: _Unsettled | None = None
+
+    def renew_lock(self) -> None:
+        """Also after a fork: another thread of the parent may have held the old one."""
+        self._lock = threading.RLock()
 
     # -- parents ------------------------------------------------------------------------------------------------
 
@@ -84,11 +88,20 @@ class Branches:
             raise RefConflict(_moved(branch, ours, tip))
         return Base(branch, tip, () if tip is None else (tip,))
 
-    def remember_if_branch(self, name: str, commit: ObjectId, root: Record) -> None:
-        """Note that `commit` was loaded by the plain name of a branch."""
-        if root.refs.get((RefKind.BRANCH, name)) == commit:
+    def loaded(self, branch: str | None) -> ObjectId | None:
+        """What this Store last loaded or committed on a branch."""
+        with self._lock:
+            return self._loaded.get(branch or "main")
+
+    def remember(self, branch: str, commit: ObjectId, root: Record, before: ObjectId | None) -> None:
+        """Note that `commit` was loaded, if it is the branch's tip in `root`.
+
+        Not when this Store has moved on meanwhile from `before`, what it had loaded when the load began.
+        """
+        if root.refs.get((RefKind.BRANCH, branch)) == commit:
             with self._lock:
-                self._loaded[name] = commit
+                if self._loaded.get(branch) == before:
+                    self._loaded[branch] = commit
 
     def forget(self, branch: str) -> None:
         with self._lock:
@@ -99,12 +112,7 @@ class Branches:
     def advance(self, base: Base, commit: ObjectId, why: str) -> None:
         """Publish `commit` as the branch's tip, durably; `RefConflict` when another writer moved the branch."""
         branch, ref = base.branch, (RefKind.BRANCH, base.branch)
-        try:
-            self._publish(lambda root: self._advanced(root, ref, base.tip, commit), why, (branch, commit))
-        except OSError as error:
-            raise CasError(
-                f"the commit on {branch} was not published: {error}; the branch is as it was, commit again"
-            ) from error
+        self._publish(lambda root: self._advanced(root, ref, base.tip, commit), why, (branch, commit))
         with self._lock:
             self._loaded[branch] = commit
 
@@ -153,8 +161,8 @@ class Branches:
             try:
                 if self._log.publish(record):
                     return
-            except OSError:
-                raise  # the record was not published
+            except OSError as error:  # the record was not published
+                raise CasError(f"{why} was not published: {error}; nothing has changed, try again") from error
             except BaseException:  # CommitUnknown, or an interrupt that may have come after the record had its name
                 if commit is not None:
                     with self._lock:

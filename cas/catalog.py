@@ -21,9 +21,13 @@ class Catalog:
         self._backend = backend
         self._folder = index_folder
         self._index: Index | None = None
-        self._opening = threading.RLock()
+        self.renew_lock()
         self.damaged: dict[PackId, Exception] = {}
         """Packs whose table could not be read at the last refresh, and why."""
+
+    def renew_lock(self) -> None:
+        """Also after a fork: another thread of the parent may have held the old one."""
+        self._opening = threading.RLock()
 
     @property
     def index(self) -> Index:

@@ -16,7 +16,6 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, TypedDict
 
 from . import objects
@@ -30,6 +29,7 @@ from .errors import Invalid, NotFound
 from .log import user
 from .nodes import INLINE_TEXT, MAX_BYTES, Node, Tag, pack
 from .objects import Sizes, encode_commit, encode_tree
+from .paths import is_file_name
 from .state import Container, Leaf, Walk, tree_node
 from .writer import ObjectWriter, WriterSettings
 
@@ -140,16 +140,12 @@ def files_of(files: Mapping[Any, str | os.PathLike[str]]) -> list[tuple[str, Lea
     """Side files as leaves, by the relative name that they will have on checkout."""
     found = []
     for name, path in files.items():
-        if not isinstance(name, str) or not _is_safe_name(name):
+        if not isinstance(name, str) or not is_file_name(name):
             raise Invalid(f"{name!r} in files= is no safe file name; use a relative name without ..")
+        if any(f"{other}/".startswith(f"{name}/") for other in files if other != name):
+            raise Invalid(f"{name!r} in files= is a file and a directory at once; rename one")
         found.append((name, Leaf((name,), FileSource(path), None, Tag.BYTES)))
     return found
-
-
-def _is_safe_name(name: str) -> bool:
-    parts = name.split("/")
-    whole = str(PurePosixPath(name)) == name and not name.startswith("/")
-    return whole and name.isprintable() and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
 
 
 def metrics_node(metrics: Mapping[str, Any]) -> Node:
@@ -219,7 +215,7 @@ def write(
         commit = objects.Commit(
             tree=tree,
             parents=request.base.parents,
-            time=time.time_ns() // 1000,
+            time=max(0, time.time_ns() // 1000),
             author=f"{user()}@{socket.gethostname()}",
             message=request.message,
             step=request.step,

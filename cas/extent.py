@@ -13,6 +13,9 @@ from .nodes import Content
 from .objects import Layout
 from .reader import BlockUse, Objects
 
+MAX_BLOCKS = 1 << 24
+"""The most blocks of one tensor: a list may be named again and again, so a small layout could stand for any number."""
+
 
 @dataclass(frozen=True, slots=True)
 class ShardBlocks:
@@ -81,9 +84,14 @@ def _shards(layout: Layout, shape: tuple[int, ...], itemsize: int, objects: Obje
         shard.box.check(shape, itemsize)
     if not covers(shape, [shard.box for shard in layout.shards]):
         raise Corrupt("a layout's shards do not tile their tensor; it was not written by this format")
-    found = []
+    found, blocks = [], 0
     for shard in layout.shards:
-        ids = [name for part in shard.lists for name in objects.block_list(part)]
+        ids: list[ObjectId] = []
+        for part in shard.lists:
+            ids += objects.block_list(part)
+            if blocks + len(ids) > MAX_BLOCKS:
+                raise Corrupt(f"a layout lists over {MAX_BLOCKS} blocks; it was not written by this format")
+        blocks += len(ids)
         edges = cut(shard.box, shape, itemsize, layout.cell, limit=len(ids))
         if len(edges) - 1 != len(ids):
             raise Corrupt(f"a layout lists {len(ids)} blocks where its shape has {len(edges) - 1}")

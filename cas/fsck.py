@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Literal
 
 from . import envelope, pack
@@ -46,6 +46,10 @@ class Finding:
     message: str
     commits: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+
+
+MAX_DAMAGES = 1000
+"""The most of them that are told of one container: equal subtrees count as often as they stand there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +204,10 @@ class _Reachable:
         tag, entries = held
         pairs = entries if tag in KEYED_TAGS else enumerate(entries)
         self._depth += 1
-        found = [damage for key, child in pairs for damage in self._node(child, (*path, key))]
+        found = (damage for key, child in pairs for damage in self._node(child, (*path, key)))
+        some = list(islice(found, MAX_DAMAGES))
         self._depth -= 1
-        return found
+        return some
 
     def _reference(self, node: Node, path: Path) -> list[_Damage]:
         found = self._tree(ObjectId(node[1]), path)

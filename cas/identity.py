@@ -7,6 +7,7 @@ of the line as it would stand without it.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -40,6 +41,10 @@ def _is_block_size(value: object) -> bool:
     return type(value) is int and MIN_BLOCK_SIZE <= value <= MAX_CELL and value & (value - 1) == 0
 
 
+def _is_id(value: object) -> bool:
+    return type(value) is str and re.fullmatch("[0-9a-f]{32}", value) is not None
+
+
 def encode(identity: Identity) -> bytes:
     fields = {"magic": _MAGIC, "version": _VERSION, "id": identity.id, "block_size": identity.block_size}
     digest = blake3(json.dumps(fields).encode()).hexdigest()
@@ -57,6 +62,7 @@ def read(backend: Backend) -> Identity:
         raise Corrupt(f"{NAME} of {backend.url} is damaged: {error!r}; restore it from another copy") from error
     if version != _VERSION and isinstance(version, int) and fields.get("magic") == _MAGIC:
         raise Unsupported(f"store {backend.url} has format version {version}; this release reads version {_VERSION}")
-    if not _is_block_size(identity.block_size) or encode(identity) != data:
+    valid = _is_block_size(identity.block_size) and _is_id(identity.id)
+    if not valid or encode(identity) != data:
         raise Corrupt(f"{NAME} of {backend.url} does not match its checksum; restore it from another copy")
     return identity

@@ -18,6 +18,7 @@ import os
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ class Index:
         self._memory: dict[bytes, list[Location]] = {}
         self._memory_packs: dict[PackId, int] = {}
         self._env: Any = None
+        self._writing = -1
+        _indexes.add(self)
         self._open()
 
     # -- opening and closing ------------------------------------------------------------------------------------
@@ -141,8 +144,10 @@ class Index:
                 return
             if _registry.get(self._folder) is self:
                 del _registry[self._folder]
-        if self._env is None or self._pid != os.getpid():
-            return
+            if self._env is not None and self._pid == os.getpid():
+                self._close()  # under the lock: LMDB refuses an environment that this process still has open
+
+    def _close(self) -> None:
         with self._mutex:
             try:
                 fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,17 +168,20 @@ class Index:
         os.replace(temporary, self._folder / "clean")
 
     def leave_to_parent(self) -> None:
-        """In a forked child: let go of the parent's lock, which would otherwise last as long as the child."""
-        guard, self._guard = self._guard, -1
-        if guard >= 0:
-            os.close(guard)
+        """In a forked child: let go of the parent's locks, which would otherwise last as long as the child."""
+        self._mutex = threading.RLock()
+        for lock in (self._guard, self._writing):
+            if lock >= 0:
+                os.close(lock)
+        self._guard = self._writing = -1
 
     def _here(self) -> None:
         """After a fork the child opens its own environment; the parent's is left alone."""
         if self._pid != os.getpid():
-            self._mutex = threading.RLock()
-            self._env = None
-            self._open()
+            with self._mutex:
+                if self._pid != os.getpid():  # no other thread of the child was faster
+                    self._env = None
+                    self._open()
 
     # -- looking up ---------------------------------------------------------------------------------------------
 
@@ -288,6 +296,7 @@ class Index:
             _log.info("index %s cannot be written: %s", self._folder, error)
             return False
         try:
+            self._writing = lock
             if not _lock_by(lock, time.monotonic() + _LOCK_DEADLINE):
                 return False
             while True:
@@ -303,6 +312,7 @@ class Index:
             _log.info("index %s cannot be written: %s", self._folder, error)
             return False
         finally:
+            self._writing = -1
             _unlock(lock)
 
     @contextlib.contextmanager
@@ -381,6 +391,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+_indexes: weakref.WeakSet[Index] = weakref.WeakSet()
 _registry: dict[Path, Index] = {}
 _registry_lock = threading.Lock()
 
@@ -388,7 +399,7 @@ _registry_lock = threading.Lock()
 def _after_fork() -> None:
     global _registry_lock
     _registry_lock = threading.Lock()
-    for index in _registry.values():
+    for index in list(_indexes):
         index.leave_to_parent()
 
 

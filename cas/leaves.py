@@ -20,7 +20,19 @@ from .errors import NotFound
 from .extent import Extent, ShardBlocks, extent_of
 from .grid import Box
 from .loader import Owner
-from .nodes import KEYED_TAGS, LISTED_TAGS, Node, Tag, TensorEntry, expect, int_of, long_of, tensor_of
+from .nodes import (
+    KEYED_TAGS,
+    LISTED_TAGS,
+    MAX_DEPTH,
+    MAX_ENTRIES,
+    Node,
+    Tag,
+    TensorEntry,
+    expect,
+    int_of,
+    long_of,
+    tensor_of,
+)
 from .objects import entries_of
 from .paths import Path, format_key, format_path, parse_levels
 from .reader import BlockReader, BlockUse, Objects
@@ -172,16 +184,21 @@ def _leaf(path: Path, node: Node) -> Leaf:
     return ValueLeaf(path, kind.__name__ if kind else "", 0, None)
 
 
-def _walk(node: Node, objects: Objects, path: Path = ()) -> Iterator[tuple[Path, Node]]:
+def _walk(node: Node, objects: Objects) -> Iterator[tuple[Path, Node]]:
     """Every leaf node below a tree node with its path, in the state's order; empty containers too."""
-    held = entries_of(node, objects.tree)
-    if held is None or not held[1]:
-        yield path, node
-        return
-    tag, entries = held
-    for at, entry in enumerate(entries):
-        key, child = entry if tag in KEYED_TAGS else (at, entry)
-        yield from _walk(child, objects, (*path, key))
+    todo: list[tuple[Path, Node]] = [((), node)]
+    count = 0
+    while todo:
+        path, node = todo.pop()
+        held = entries_of(node, objects.tree)
+        if held is None or not held[1]:
+            yield path, node
+            continue
+        tag, entries = held
+        count += len(entries)
+        expect(len(path) < MAX_DEPTH and count <= MAX_ENTRIES, "a state is nested too deep or has too many entries")
+        pairs = entries if tag in KEYED_TAGS else enumerate(entries)
+        todo += [((*path, key), child) for key, child in pairs][::-1]
 
 
 def _subtree(node: Node, objects: Objects, levels: list[str]) -> tuple[Path, Node]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from . import frameworks
 from .arrays import scalar_value
@@ -14,7 +18,20 @@ from .dtypes import DTYPES
 from .errors import CasError, Corrupt, Invalid, Unsupported
 from .extent import Extent, extent_of
 from .grid import Box
-from .nodes import KEYED_TAGS, LISTED_TAGS, MAX_DEPTH, LongEntry, Node, Tag, TensorEntry, int_of, long_of, tensor_of
+from .nodes import (
+    KEYED_TAGS,
+    LISTED_TAGS,
+    MAX_DEPTH,
+    MAX_ENTRIES,
+    Content,
+    LongEntry,
+    Node,
+    Tag,
+    TensorEntry,
+    int_of,
+    long_of,
+    tensor_of,
+)
 from .objects import entries_of
 from .paths import Path, Patterns, format_path
 from .reader import BlockReader, BlockUse, Objects
@@ -58,6 +75,15 @@ class _Pending:
         return self.done
 
 
+class _Filled(NamedTuple):
+    """Memory of `into` that is filled in place: addresses, and what goes there."""
+
+    start: int
+    stop: int
+    content: Content
+    path: Path
+
+
 @dataclass(slots=True)
 class Loader:
     """One load of one commit: `plan` walks the tree, `run` reads everything at once and assembles the state."""
@@ -68,22 +94,35 @@ class Loader:
     only: Patterns | None = None
     device: Any = None
     allow_pickle: bool = False
+    _entries: int = 0
     _uses: list[BlockUse] = field(default_factory=list)
+    _filled: list[_Filled] = field(default_factory=list)
     _tied: dict[int, tuple[TensorEntry, _Pending]] = field(default_factory=dict)
 
     def load(self, tree: ObjectId, into: Any = MISSING) -> Any:
         """The state under `tree`; tensors of `into`, a state of the same form, are filled in place."""
-        skeleton = self._plan(self.objects.tree(tree), (), into)
-        if skeleton is MISSING:
-            raise Invalid("the patterns in only= match nothing in this commit; see `cas show`")
-        self.blocks.fill(self._uses)
-        return _assemble(skeleton)
+        with self._naming_lack_of_memory():
+            skeleton = self._plan(self.objects.tree(tree), (), into)
+            if skeleton is MISSING:
+                raise Invalid("the patterns in only= match nothing in this commit; see `cas show`")
+            _check_apart(self._filled)
+            self.blocks.fill(self._uses)
+            return _assemble(skeleton)
 
     def values(self, node: Node) -> Any:
         """The value of a node that stands in a commit object itself."""
-        skeleton = self._plan(node, (), MISSING)
-        self.blocks.fill(self._uses)
-        return _assemble(skeleton)
+        with self._naming_lack_of_memory():
+            skeleton = self._plan(node, (), MISSING)
+            self.blocks.fill(self._uses)
+            return _assemble(skeleton)
+
+    @contextlib.contextmanager
+    def _naming_lack_of_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError as error:
+            text = f"commit {short(self.commit)} does not fit in memory; load parts with only=, or use store.view"
+            raise CasError(text) from error
 
     # -- planning -----------------------------------------------------------------------------------------------
 
@@ -112,6 +151,11 @@ class Loader:
         nodes = [entry[1] for entry in entries] if tag in KEYED_TAGS else entries
         if target is not MISSING:
             self._check_target(tag, keys, path, target)
+        self._entries += len(nodes)
+        if self._entries > MAX_ENTRIES:
+            raise Corrupt(
+                f"commit {short(self.commit)} has over {MAX_ENTRIES} entries: it was not written by this format"
+            )
         children = []
         for key, node in zip(keys, nodes, strict=True):
             absent = target is MISSING or (tag in KEYED_TAGS and key not in target)
@@ -130,7 +174,8 @@ class Loader:
             if not isinstance(target, dict):
                 raise Invalid(f"{where} is a {type(target).__name__}, the commit has a dict")
             missing = [key for key in keys if key not in target]
-            extra = [key for key in target if key not in set(keys)]
+            known = set(keys)
+            extra = [key for key in target if key not in known]
             if (missing or extra) and not self.only:
                 raise Invalid(f"{where} lacks {missing[:5]} and has {extra[:5]} that the commit does not have")
         elif not isinstance(target, list | tuple) or type(target) is not LISTED_TAGS[tag] or len(target) != len(keys):
@@ -178,10 +223,23 @@ class Loader:
         fresh = None
         if place is None:
             fresh, place = adapter.empty(dtype, entry.shape)
+        elif target is not MISSING and len(place):
+            start = int(np.frombuffer(place, np.uint8).ctypes.data)
+            self._filled.append(_Filled(start, start + len(place), entry.content, path))
         self._uses.extend(extent.uses(Box.whole(entry.shape), place, Owner(path, self.commit)))
         if target is MISSING:
             return _Pending(lambda: fresh if self.device is None else adapter.to_device(fresh, self.device))
         return _Pending(lambda: _assigned(adapter, target, fresh))
+
+
+def _check_apart(filled: list[_Filled]) -> None:
+    """`Invalid` if tensors of `into` share memory that the commit fills with different bytes."""
+    for one, other in pairwise(sorted(filled, key=lambda place: (place.start, place.stop))):
+        if other.start < one.stop and one[:3] != other[:3]:
+            raise Invalid(
+                f"{format_path(one.path)} and {format_path(other.path)} share memory in into=, the commit has "
+                "different tensors there; load without into= or untie them"
+            )
 
 
 def _assigned(adapter: Adapter, target: Any, fresh: Any) -> Any:

@@ -28,7 +28,7 @@ from .backend import Backend, Unsettled
 from .block import ObjectId
 from .errors import CasError, CommitUnknown, Corrupt, Exists, NotFound, Unsupported
 from .nodes import Node, check_node, expect, is_id, pack, unpack
-from .refs import Ref, RefKind, Refs
+from .refs import Ref, RefKind, Refs, is_name
 
 FOLDER = "log"
 HINT = "root"
@@ -65,7 +65,7 @@ class Record:
 
 
 def new_update(why: str) -> Update:
-    return Update(secrets.token_bytes(16), user(), socket.gethostname(), time.time_ns() // 1000, why)
+    return Update(secrets.token_bytes(16), user(), socket.gethostname(), max(0, time.time_ns() // 1000), why)
 
 
 def user() -> str:
@@ -114,7 +114,8 @@ def _refs(items: Node, what: str) -> Refs:
     refs: dict[Ref, ObjectId] = {}
     for item in items:
         valid = type(item) is list and len(item) == 3 and type(item[0]) is int and type(item[1]) is str
-        expect(valid and item[0] in tuple(RefKind) and is_id(item[2]), f"{what} has a malformed ref")
+        valid = valid and item[0] in tuple(RefKind) and is_id(item[2])
+        expect(valid and is_name(item[1]), f"{what} has a malformed ref")
         refs[(RefKind(item[0]), item[1])] = ObjectId(item[2])
     expect(len(refs) == len(items) and sorted(refs) == list(refs), f"{what} has refs twice or out of order")
     return refs
@@ -208,7 +209,10 @@ class Log:
         if check != blake3(line.encode()).hexdigest():
             return 0
         if not self._backend.exists(name_of(seq)):
-            raise Corrupt(f"log record {seq} was published and is gone; restore {name_of(seq)} from another copy")
+            raise Corrupt(
+                f"log record {seq} was published and is gone; restore {name_of(seq)} from another copy, "
+                "or, in a copy of a store that was made while it was in use, delete the copy's file root"
+            )
         return seq
 
     def newest_listed(self) -> int:

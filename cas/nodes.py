@@ -36,6 +36,9 @@ Node = Any
 
 INLINE_TEXT = 64 << 10
 MAX_DEPTH = 128
+MAX_ENTRIES = 1 << 22
+"""The most entries of all containers of one state together, each as often as it stands there. Equal subtrees are stored
+once, so that without a limit a few kilobytes could stand for more values than there is memory."""
 """Containers around a leaf, the outermost included."""
 MAX_INT_SIZE = 8 << 20
 MAX_DIMENSIONS = 64

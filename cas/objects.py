@@ -28,6 +28,7 @@ from .nodes import (
     KEYED_TAGS,
     LISTED_TAGS,
     MAX_BYTES,
+    MAX_ENTRIES,
     Content,
     Node,
     Tag,
@@ -37,6 +38,7 @@ from .nodes import (
     pack,
     unpack,
 )
+from .paths import is_file_name
 
 VERSION = 1
 INLINE_CONTAINER = 4 << 10
@@ -44,6 +46,7 @@ PART_ENTRIES = 4096
 PART_BYTES = 1 << 20
 PART_MODULUS = 1024
 LIST_IDS = 1 << 16
+MAX_SHARDS = 1 << 16
 MAX_TIME = 253_402_300_800_000_000
 """The end of the year 9999, in microseconds of Unix time."""
 
@@ -156,6 +159,7 @@ def entries_of(node: Node, tree: Callable[[ObjectId], Node]) -> tuple[Tag, list[
     tag = Tag(node[1])
     entries: list[Node] = []
     for part in node[2]:
+        expect(len(entries) <= MAX_ENTRIES, f"a container has over {MAX_ENTRIES} entries")
         held = tree(ObjectId(part))
         expect(type(held) is list and held[0] == tag, "a part of a container is of another kind")
         entries.extend(held[1])
@@ -189,7 +193,8 @@ def encode_layout(layout: Layout) -> bytes:
 def decode_layout(data: bytes) -> Layout:
     """The layout, its form checked; whether its boxes fit a tensor is for the reader, who knows the shape."""
     _, cell, shards = _versioned(data, 3, "a layout")
-    expect(_is_size(cell) and cell > 0 and type(shards) is list and len(shards) > 0, "a layout has the wrong form")
+    expect(_is_size(cell) and cell > 0 and type(shards) is list, "a layout has the wrong form")
+    expect(0 < len(shards) <= MAX_SHARDS, f"a layout has {len(shards)} shards; there are up to {MAX_SHARDS}")
     return Layout(cell, tuple(_shard(item) for item in shards))
 
 
@@ -233,7 +238,8 @@ def decode_commit(data: bytes) -> Commit:
         check_node(node)
         expect(type(node) is list and node[0] == Tag.DICT, "a commit's metadata is no dict")
     expect(_is_plain(metrics) and _is_plain(meta), "a commit's metadata holds more than plain values")
-    named = all(type(key) is str and type(node) is list and node[0] == Tag.BYTES for key, node in files[1])
+    named = all(type(node) is list and node[0] == Tag.BYTES for _, node in files[1])
+    named = named and all(type(key) is str and is_file_name(key) for key, _ in files[1])
     expect(named, "a commit has an invalid side file")
     ids = tuple(ObjectId(parent) for parent in parents)
     return Commit(ObjectId(tree), ids, time, author, message, step, metrics, meta, files, Sizes(*sizes))

@@ -20,6 +20,12 @@ Path = tuple[Key, ...]
 _ESCAPED = re.compile(r"[/%\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]|^\[")
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a side file may be called so: relative, normal and printable, so that it stays below its folder."""
+    parts = name.split("/")
+    return name.isprintable() and "\\" not in name and all(part not in ("", ".", "..") for part in parts)
+
+
 def format_key(key: Key) -> str:
     if isinstance(key, int):
         return f"[{key}]"

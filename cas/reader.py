@@ -40,10 +40,14 @@ class Objects:
     def __init__(self, backend: Backend, catalog: Catalog) -> None:
         self._backend = backend
         self._catalog = catalog
-        self._encoder = Encoder()
-        self._lock = threading.RLock()
+        self.renew_lock()
         self._cache: OrderedDict[tuple[Kind, ObjectId], tuple[Any, int]] = OrderedDict()
         self._cached = 0
+
+    def renew_lock(self) -> None:
+        """Also after a fork: another thread of the parent may have held the lock, and been using the encoder."""
+        self._lock = threading.RLock()
+        self._encoder = Encoder()
 
     def tree(self, name: ObjectId) -> Node:
         return self._decoded(Kind.TREE, name, decode_tree)

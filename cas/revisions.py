@@ -22,7 +22,7 @@ from .objects import Commit
 from .refs import RefKind
 
 MIN_PREFIX = 4
-_SUFFIX = re.compile(r"~(\d{0,9})|@\{(\d{1,9})\}|@step:(-?\d{1,19})|@(min|max):([^~@]+)")
+_SUFFIX = re.compile(r"~(\d{0,9})|@\{(\d{1,9})\}|@step:(-?\d{1,19})|@(min|max):(.+?)(?=~|@\{|@step:|@min:|@max:|$)")
 _HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -40,7 +40,10 @@ class Revisions:
         if not isinstance(text, str) or not text:
             raise Invalid(f"a revision is a text such as main, main~2 or an id, not {text!r}")
         name, suffixes = _split(text, root)
-        found = self._base(name, root)
+        if suffixes and suffixes[0].group(2) is not None:  # the branch may be deleted: the log still knows it
+            found = self._earlier(name, int(suffixes.pop(0).group(2)), text, root)
+        else:
+            found = self._base(name, root)
         for suffix in suffixes:
             found = self._step(name, found, suffix, text, root)
         return found

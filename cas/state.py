@@ -15,6 +15,7 @@ from .nodes import (
     KEYED,
     LISTED,
     MAX_DEPTH,
+    MAX_ENTRIES,
     MAX_INT_SIZE,
     Content,
     LongEntry,
@@ -72,6 +73,7 @@ class Walk:
     _open: set[int] = field(default_factory=set)
     _aliases: dict[Hashable, Leaf] = field(default_factory=dict)
     _ties: int = 0
+    _entries: int = 0
 
     def visit(self, value: Any) -> Any:
         """The skeleton of `value`: a `Container`, a `Leaf` or a finished node. Errors name the path."""
@@ -95,6 +97,9 @@ class Walk:
             raise Invalid(f"{self._here()} contains itself; break the cycle before committing")
         if len(self._open) >= MAX_DEPTH:
             raise Invalid(f"{self._here()} is nested deeper than {MAX_DEPTH} levels")
+        self._entries += len(values)
+        if self._entries > MAX_ENTRIES:
+            raise Unsupported(f"{self._here()} makes over {MAX_ENTRIES} entries; store long lists of numbers as arrays")
         self._open.add(id(value))
         children = []
         for at, child in enumerate(list(values)):

@@ -21,7 +21,7 @@ from .catalog import Catalog
 from .commits import Commit, commit_of
 from .committing import CommitOptions, Request
 from .crew import default_threads
-from .errors import Exists, Invalid, NotFound, Unsupported
+from .errors import CasError, Exists, Invalid, NotFound, Unsupported
 from .leaves import Leaves
 from .loader import MISSING, Loader
 from .local import LocalBackend, create_root
@@ -123,7 +123,13 @@ class Store:
         return committing.request(state, options, base, started)
 
     def _execute(self, request: Request) -> Commit:
-        name, commit, blocks, new = committing.write(request, self._backend, self._catalog, self._settings)
+        try:
+            name, commit, blocks, new = committing.write(request, self._backend, self._catalog, self._settings)
+        except OSError as error:
+            raise CasError(
+                f"the commit on {request.base.branch} was not made: {error}; the branch is as it was, commit again"
+            ) from error
+        self._check_in_place()
         step = "" if request.step is None else f" step {request.step}"
         self._branches.advance(request.base, name, f"commit {request.base.branch}{step}")
         return committing.result(name, commit, request, blocks, new)
@@ -136,6 +142,7 @@ class Store:
     def _ready(self, group: Any) -> None:
         if self._closed:
             raise Invalid(f"store {self.path} was closed; open it again with cas.open")
+        self._check_in_place()
         if group is None:
             return
         if group is not UNSET:
@@ -143,6 +150,19 @@ class Store:
         size = max(adapter.world_size() for adapter in frameworks.imported())
         if size > 1:
             raise Invalid(f"the job has {size} processes; pass group=None to mean this process alone")
+
+    def _check_in_place(self) -> None:
+        """A store made anew at the same path has none of the packs that a commit through this object leans on."""
+        if identity.read(self._backend) != self.identity:
+            raise NotFound(f"store {self.path} was replaced by another since it was opened; open it again")
+
+    def _renew_after_fork(self) -> None:
+        """Other threads, and a commit in flight, are the parent's; so are the locks that they held."""
+        self._turn = threading.RLock()
+        self._pending = None
+        self._branches.renew_lock()
+        self._catalog.renew_lock()
+        self._objects.renew_lock()
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -160,10 +180,12 @@ class Store:
         """The state as it was committed, every byte verified. Tensors come on the CPU unless `device` or `into`.
 
         `into`, a state of the same form, has its tensors filled in place (undefined after an error) and its values
-        replaced. `only` takes patterns of paths. `default` is returned for a branch that does not exist. Loading a
-        branch by its plain name makes its tip the parent of the next commit there.
+        replaced. `only` takes patterns of paths. `default` is returned for a branch that does not exist. Loading the
+        whole of a branch by its plain name makes its tip the parent of the next commit there; so does a part or a
+        view where this Store has not loaded or committed anything yet.
         """
         self._ready(group)
+        before = self._branches.loaded(rev)
         root = self._log.head()
         try:
             name = self._revisions().resolve(rev, root)
@@ -175,7 +197,8 @@ class Store:
         only_paths = None if only is None else Patterns(only)
         loader = Loader(self._objects, self._blocks, name, only_paths, device, allow_pickle)
         state = loader.load(self._objects.commit(name).tree, MISSING if isinstance(into, Unset) else into)
-        self._branches.remember_if_branch(rev if rev is not None else default_branch(root), name, root)
+        if only is None or before is None:
+            self._branches.remember(rev if rev is not None else default_branch(root), name, root, before)
         return state
 
     def _is_absent(self, rev: str | None, root: Record) -> bool:
@@ -187,10 +210,12 @@ class Store:
     def view(self, rev: str | None = None, *, group: Any = UNSET) -> Any:
         """The state as a read-only mapping that reads only what is asked for: `view["model"]["w"][0:128]`."""
         self._ready(group)
+        before = self._branches.loaded(rev)
         root = self._log.head()
         name = self._revisions().resolve(rev, root)
         view = view_of(name, self._objects.commit(name).tree, self._objects, self._blocks)
-        self._branches.remember_if_branch(rev if rev is not None else default_branch(root), name, root)
+        if before is None:
+            self._branches.remember(rev if rev is not None else default_branch(root), name, root, before)
         return view
 
     def resolve(self, rev: str | None = None) -> Commit:
@@ -239,20 +264,26 @@ class Store:
 
     def delete_branch(self, name: str) -> None:
         """Remove a branch. Its commits stay in the log of the store, and in the packs until they are collected."""
-        self._ready(None)
-        self._branches.delete((RefKind.BRANCH, name))
+        self._delete((RefKind.BRANCH, name))
 
     def delete_tag(self, name: str) -> None:
         """Remove a tag."""
-        self._ready(None)
-        self._branches.delete((RefKind.TAG, name))
+        self._delete((RefKind.TAG, name))
 
     def _set_ref(self, ref: Ref, rev: str | None, force: bool) -> Commit:
-        self._ready(None)
-        name = self._revisions().resolve(rev, self._log.head())
-        commit = self._commit(name)
-        self._branches.set(ref, name, force)
-        return commit
+        with self._turn:
+            self._ready(None)
+            self._settle_pending()  # a tag after commit_async means that commit
+            name = self._revisions().resolve(rev, self._log.head())
+            commit = self._commit(name)
+            self._branches.set(ref, name, force)
+            return commit
+
+    def _delete(self, ref: Ref) -> None:
+        with self._turn:
+            self._ready(None)
+            self._settle_pending()
+            self._branches.delete(ref)
 
     # -- checking -----------------------------------------------------------------------------------------------
 
@@ -310,7 +341,11 @@ def open_store(path: StorePath, create: bool = False) -> Store:
 
 
 def _local(path: StorePath) -> Path:
-    text = os.fspath(path)
+    text = os.fsdecode(path)
+    if not text:
+        raise Invalid("the path of a store is empty; give a directory such as .cas")
+    if "\0" in text:
+        raise Invalid(f"{text!r} is no path of a directory: it holds a zero byte")
     if "://" in text:
         raise Unsupported(f"{text}: stores on remote storage are not in this release; give a local directory")
     return Path(text).expanduser().absolute()
@@ -325,3 +360,11 @@ def _close_all() -> None:
 
 
 atexit.register(_close_all)
+
+
+def _renew_after_fork() -> None:
+    for store in list(_open_stores):
+        store._renew_after_fork()
+
+
+os.register_at_fork(after_in_child=_renew_after_fork)

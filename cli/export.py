@@ -11,6 +11,7 @@ import click
 import cas
 from cas.commits import human_bytes
 from cas.errors import Invalid
+from cas.identity import NAME
 from cas.leaves import Leaves
 
 from . import safetensors
@@ -83,6 +84,8 @@ def _default_name(store: cas.Store, rev: str | None, commit: cas.Commit) -> str:
 
 
 def _write(store: cas.Store, commit: cas.Commit, leaves: Leaves, chosen: Selection, out: Path, force: bool) -> Exported:
+    if any((folder / NAME).exists() for folder in (out.absolute(), *out.absolute().parents)):
+        raise Invalid(f"{out} lies inside a store; name a directory outside of it with -o")
     tensors = safetensors.ordered(chosen.tensors)
     header = safetensors.header(tensors)
     for name in commit.files:

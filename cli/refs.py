@@ -30,8 +30,9 @@ def branch(store: cas.Store, name: str | None, rev: str | None, delete: bool, fo
     if name is None:
         _list(store, "branches", as_json)
     elif delete:
+        at = store.refs()["branches"].get(name, "")
         store.delete_branch(name)
-        say(f"removed branch {clean(name)}")
+        say(f"removed branch {clean(name)}, was {at[:8]}; bring it back: cas branch {clean(name)} {clean(name)}@{{1}}")
     else:
         at = store.refs()["branches"].get(name)
         if at is not None and not force:
@@ -57,8 +58,9 @@ def tag(store: cas.Store, name: str | None, rev: str | None, delete: bool, as_js
     if name is None:
         _list(store, "tags", as_json)
     elif delete:
+        at = store.refs()["tags"].get(name, "")
         store.delete_tag(name)
-        say(f"removed tag {clean(name)}")
+        say(f"removed tag {clean(name)}, was {at[:8]}")
     else:
         say(f"tag {clean(name)} is at {store.tag(name, rev).id[:8]}")
 
