@@ -30,9 +30,9 @@ def branch(store: cas.Store, name: str | None, rev: str | None, delete: bool, fo
     if name is None:
         _list(store, "branches", as_json)
     elif delete:
-        at = store.refs()["branches"].get(name, "")
+        was = store.refs()["branches"].get(name, "")
         store.delete_branch(name)
-        say(f"removed branch {clean(name)}, was {at[:8]}; bring it back: cas branch {clean(name)} {clean(name)}@{{1}}")
+        say(f"removed branch {clean(name)}, was {was[:8]}; bring it back: cas branch {clean(name)} {clean(name)}@{{1}}")
     else:
         at = store.refs()["branches"].get(name)
         if at is not None and not force:
