@@ -29,11 +29,12 @@ UNSET = Unset.UNSET
 
 @dataclass(frozen=True, slots=True)
 class _Unsettled:
-    """A record of which the medium could not say whether it was published."""
+    """A record of which the medium could not say whether it was published; `before` is what was loaded then."""
 
     record: Record
     branch: str
     commit: ObjectId
+    before: ObjectId | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,7 @@ class Branches:
             except BaseException:  # CommitUnknown, or an interrupt that may have come after the record had its name
                 if commit is not None:
                     with self._lock:
-                        self._unsettled = _Unsettled(record, *commit)
+                        self._unsettled = _Unsettled(record, *commit, self._loaded.get(commit[0]))
                 raise
 
     def settle(self) -> None:
@@ -179,7 +180,8 @@ class Branches:
             unsettled = self._unsettled
             if unsettled is None:
                 return
-            if self._log.settle(unsettled.record):
+            untouched = self._loaded.get(unsettled.branch) == unsettled.before  # else loaded since: that holds
+            if self._log.settle(unsettled.record) and untouched:
                 self._loaded[unsettled.branch] = unsettled.commit
             self._unsettled = None
 

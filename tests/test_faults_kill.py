@@ -125,17 +125,16 @@ def loop(path: Path, branch: str, acknowledge: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_kill_at_a_random_moment_loses_nothing(template: Path, seed: int) -> None:
-    """60 kills each: one job that is killed and resumed; every tenth time everything is checked."""
+    """50 kills each: one job that is killed and resumed; at the end everything is checked."""
     dice = random.Random(seed)
     with quick_folder() as folder:
         path = folder / "store"
         shutil.copytree(template, path)
         last = 1
-        for number in range(60):
-            last = kill_one(path, "main", dice.uniform(0.0, 0.05), last)
-            if number % 20 == 19:
-                assert children.run(check_whole, path) == list(range(last + 1))
-        assert last > 60, "the kills left no time to commit anything"
+        for _ in range(50):
+            last = kill_one(path, "main", dice.uniform(0.0, 0.03), last)
+        assert children.run(check_whole, path) == list(range(last + 1))
+        assert last > 50, "the kills left no time to commit anything"
 
 
 def kill_one(path: Path, branch: str, after: float, last: int) -> int:
@@ -144,7 +143,7 @@ def kill_one(path: Path, branch: str, after: float, last: int) -> int:
     child = children.start(loop, path, branch, acknowledge)
     os.close(acknowledge)
     with children.killed_at_the_end([child]):
-        wait_for_first = after > 0.01
+        wait_for_first = after > 0.006
         if wait_for_first:
             assert select.select([acks], [], [], 30)[0], "no commit in 30 s"
         time.sleep(after)
@@ -184,7 +183,7 @@ def test_kills_among_processes_that_share_an_index_lose_nothing(template: Path) 
         running: dict[str, tuple[children.Child, int]] = {}
         kept = {branch: [0, 1] if branch == "main" else [] for branch in branches}
         try:
-            for _ in range(60):
+            for _ in range(30):
                 for branch in branches:
                     if branch not in running:
                         running[branch] = start_loop(path, branch)
@@ -196,7 +195,7 @@ def test_kills_among_processes_that_share_an_index_lose_nothing(template: Path) 
                 kept[branch] = stop_loop(path, branch, kept[branch], child, acks)
         for branch in branches:
             assert children.run(check_whole, path, branch) == kept[branch]
-        assert sum(map(len, kept.values())) > 100
+        assert sum(map(len, kept.values())) > 50
 
 
 def start_loop(path: Path, branch: str) -> tuple[children.Child, int]:

@@ -109,6 +109,13 @@ def run(work: Callable[..., Any], *args: Any, memory: int | None = None, limit: 
     return start(work, *args, memory=memory).result(limit)
 
 
+def stay_on_one_processor() -> None:
+    """So that the store uses one thread; each of the runner's workers has another processor."""
+    usable = sorted(os.sched_getaffinity(0))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {usable[worker % len(usable)]})
+
+
 def address_space() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

@@ -73,7 +73,7 @@ def _is_waiting(pid: int) -> bool:
 
 
 def _after_gate(gate: children.Gate, work: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    children.stay_on_one_processor()
     gate.wait()
     return work(*args)
 
