@@ -29,6 +29,7 @@ from .pack import Location, name_of
 from .tensors import Array
 
 READ_BYTES = 8 << 20
+TASK_BYTES = 2 << 20
 _CACHED_OBJECTS = 4096
 _CACHED_BYTES = 16 << 20  # encoded; decoded it is some five times as much
 T = TypeVar("T")
@@ -142,6 +143,20 @@ class _Bench:
     raw: Array = field(default_factory=lambda: np.empty(MAX_BLOCK_SIZE, np.uint8))
 
 
+def _grouped(batches: Iterable[list[_Job]]) -> Iterator[list[list[_Job]]]:
+    """Batches in groups worth a hand-over between threads."""
+    group: list[list[_Job]] = []
+    size = 0
+    for batch in batches:
+        group.append(batch)
+        size += sum(job.place.row.stored for job in batch)
+        if size >= TASK_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
 class BlockReader:
     """Fills buffers from blocks. Safe to use from many threads; each `fill` runs its own crew."""
 
@@ -154,12 +169,13 @@ class BlockReader:
     def fill(self, uses: Iterable[BlockUse]) -> None:
         """Read and verify every use. On an error the buffers' contents are undefined."""
         batches = list(self._batches(self._jobs(list(uses))))
-        if len(batches) == 1:
-            self._read_in_crew(batches[0])
+        tasks = list(_grouped(batches))
+        if len(tasks) == 1:
+            self._read_in_crew(tasks[0])
             return
-        with Crew(min(self._threads, max(1, len(batches)))) as crew:
-            for batch in batches:
-                crew.submit(partial(self._read_in_crew, batch))
+        with Crew(min(self._threads, max(1, len(tasks)))) as crew:
+            for task in tasks:
+                crew.submit(partial(self._read_in_crew, task))
 
     def check(self, places: Iterable[Location], report: Callable[[Location, CasError], None]) -> None:
         """Read and verify blocks where these rows say they are; failures are reported, not raised."""
@@ -206,9 +222,10 @@ class BlockReader:
         if batch:
             yield batch
 
-    def _read_in_crew(self, batch: list[_Job]) -> None:
+    def _read_in_crew(self, task: list[list[_Job]]) -> None:
         with self._benches.borrow() as bench:
-            self._read_batch(batch, bench)
+            for batch in task:
+                self._read_batch(batch, bench)
 
     def _read_batch(self, batch: list[_Job], bench: _Bench) -> None:
         """One read for all; then each block is decoded, verified and copied where it belongs."""

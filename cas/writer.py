@@ -61,7 +61,7 @@ class _Packs:
     def __init__(self, backend: Backend, catalog: Catalog) -> None:
         self._backend = backend
         self._catalog = catalog
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open: PackWriter | None = None
         self._closing: list[threading.Thread] = []
         self._failure: BaseException | None = None
@@ -87,6 +87,12 @@ class _Packs:
             if self._open.is_full:
                 self._close_in_background(self._open)
                 self._open = None
+
+    def append_raw(self, blocks: list[tuple[ObjectId, Array]]) -> None:
+        """Append blocks side by side, so that the tensor they come from is read back in one go."""
+        with self._lock:
+            for name, data in blocks:
+                self.append(name, Kind.BLOCK, Codec.RAW, 0, len(data), data)
 
     def _close_in_background(self, pack: PackWriter) -> None:
         thread = threading.Thread(target=self._publish, args=(pack,), name="cas-pack", daemon=True)
@@ -212,10 +218,15 @@ class ObjectWriter:
         for run in batch:
             position = self._hash_run(run, bench.scratch, position, views)
         known = self._catalog.known([name for name, _, _ in views])
+        raw: list[tuple[ObjectId, Array]] = []
         for name, view, form in views:
             if name not in known and self._claims(name):
                 codec, width, stored = bench.encoder.encode(view, form, self._effort())
-                self._packs.append(name, Kind.BLOCK, codec, width, len(view), stored)
+                if codec is Codec.RAW:
+                    raw.append((name, view))
+                else:
+                    self._packs.append(name, Kind.BLOCK, codec, width, len(view), stored)
+        self._packs.append_raw(raw)
 
     def _hash_run(self, run: _Run, scratch: Array, position: int, views: list[tuple[ObjectId, Array, Format]]) -> int:
         """Copy a run's bytes to `scratch` from `position` on, then name its blocks."""
