@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -423,19 +424,29 @@ def big_store(place: Path, megabytes: int) -> None:
 @pytest.mark.parametrize("sent", [signal.SIGINT])
 def test_an_interrupt_leaves_nothing_visible(sent: signal.Signals, tmp_path: Path) -> None:
     big_store(tmp_path, 400)
+    for _ in range(5):
+        code, said = interrupted_checkout(tmp_path, sent)
+        if code != 0:
+            break
+        shutil.rmtree(tmp_path / "main-step1")  # it was whole before the signal came
+    assert code == 130
+    assert "Traceback" not in said
+    assert left_in(tmp_path) == []
+
+
+def interrupted_checkout(tmp_path: Path, sent: signal.Signals) -> tuple[int, str]:
+    """Send a signal once the checkout has begun to write; its exit code and what it said."""
     with subprocess.Popen([*COMMAND, "checkout"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE) as child:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".cas-checkout-*/*")) and time.monotonic() < deadline:
-            assert child.poll() is None
+            if child.poll() is not None:
+                break
             time.sleep(0.001)
         time.sleep(0.02)
-        assert not (tmp_path / "main-step1").exists()
         child.send_signal(sent)
         assert child.stderr is not None
         said = child.stderr.read().decode()
-    assert child.returncode == 130
-    assert "Traceback" not in said
-    assert left_in(tmp_path) == []
+    return child.returncode, said
 
 
 def test_a_full_disk_leaves_nothing_visible(tmp_path: Path) -> None:

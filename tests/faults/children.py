@@ -146,6 +146,11 @@ class Gate:
         os.read(self._read, 1)
         os.close(self._read)
 
+    def wait_for(self, child: Child) -> None:
+        """In the parent: return when the child is at the gate."""
+        while os.path.exists(f"/proc/{child.pid}/fd/{self._write}"):
+            time.sleep(0.001)
+
     def open(self) -> None:
         os.close(self._write)
         os.close(self._read)

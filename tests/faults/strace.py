@@ -42,6 +42,7 @@ def traced(
     gate = children.Gate()
     child = children.start(_after_gate, gate, work, args)
     with children.killed_at_the_end([child]):
+        gate.wait_for(child)  # else the fault may hit the gate
         command = ["strace", "-f", "-y", "-q", "-o", str(output), "-p", str(child.pid)]
         if inject:
             command += ["-e", f"inject={inject}"]
