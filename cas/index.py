@@ -27,6 +27,7 @@ import lmdb
 from blake3 import blake3
 
 from .block import ID_SIZE, ObjectId
+from .flocks import lock_within, unlock
 from .pack import ROW, Location, PackId, Row, Table
 
 _log = logging.getLogger("cas")
@@ -104,7 +105,7 @@ class Index:
             env.close()
         if self._guard >= 0:
             guard, self._guard = self._guard, -1
-            _unlock(guard)
+            unlock(guard)
 
     def _first_opener(self) -> bool:
         """Hold the guard: exclusively as the only process, shared beside others that have checked the index."""
@@ -159,7 +160,7 @@ class Index:
             self._env.close()
             self._env = None
             guard, self._guard = self._guard, -1
-            _unlock(guard)
+            unlock(guard)
 
     def _mark_clean(self) -> None:
         temporary = self._folder / "clean.new"
@@ -297,7 +298,7 @@ class Index:
             return False
         try:
             self._writing = lock
-            if not _lock_by(lock, time.monotonic() + _LOCK_DEADLINE):
+            if not lock_within(lock, _LOCK_DEADLINE):
                 return False
             while True:
                 try:
@@ -313,7 +314,7 @@ class Index:
             return False
         finally:
             self._writing = -1
-            _unlock(lock)
+            unlock(lock)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Any]:
@@ -339,25 +340,6 @@ class Index:
         except lmdb.MapResizedError:
             self._env.set_mapsize(0)
             return self._env.begin()
-
-
-def _unlock(lock: int) -> None:
-    """Give up a lock and its descriptor; closing alone would leave it with a forked child that inherited it."""
-    with contextlib.suppress(OSError):
-        fcntl.flock(lock, fcntl.LOCK_UN)
-    with contextlib.suppress(OSError):
-        os.close(lock)
-
-
-def _lock_by(lock: int, deadline: float) -> bool:
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.002)
 
 
 def _fingerprint(data: Path) -> bytes:
