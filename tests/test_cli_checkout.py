@@ -436,7 +436,13 @@ def test_an_interrupt_leaves_nothing_visible(sent: signal.Signals, tmp_path: Pat
 
 def interrupted_checkout(tmp_path: Path, sent: signal.Signals) -> tuple[int, str]:
     """Send a signal once the checkout has begun to write; its exit code and what it said."""
-    with subprocess.Popen([*COMMAND, "checkout"], cwd=tmp_path, env=environment(), stderr=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [*COMMAND, "checkout"],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # a runner in the background ignores it
+    ) as child:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".cas-checkout-*/*")) and time.monotonic() < deadline:
             if child.poll() is not None:
