@@ -441,7 +441,7 @@ def interrupted_checkout(tmp_path: Path, sent: signal.Signals) -> tuple[int, str
         cwd=tmp_path,
         env=environment(),
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # a runner in the background ignores it
+        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # noqa: PLW1509 - a runner in the background ignores it
     ) as child:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".cas-checkout-*/*")) and time.monotonic() < deadline:
