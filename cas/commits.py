@@ -29,8 +29,8 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One commit. `id`, `tree` and `parents` are hex; equal states have equal trees. `stats` is there where this
-    process made it."""
+    """One commit. `id`, `tree` and `parents` are hex; equal states have equal trees. `origin` is the size in bytes of
+    the files that the state was read from, where it was. `stats` is there where this process made it."""
 
     id: str
     tree: str
@@ -42,6 +42,7 @@ class Commit:
     metrics: dict[str, Any]
     meta: dict[str, Any]
     files: tuple[str, ...]
+    origin: int | None
     raw: int
     new: int
     stored: int
@@ -68,6 +69,7 @@ def commit_of(name: ObjectId, held: objects.Commit, branch: str | None = None, s
         metrics=plain(held.metrics),
         meta=plain(held.meta),
         files=tuple(pair[0] for pair in held.files[1]),
+        origin=None if held.origin is None else held.origin.nbytes,
         raw=held.sizes.raw,
         new=held.sizes.new_raw,
         stored=held.sizes.new_stored,

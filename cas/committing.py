@@ -14,49 +14,28 @@ import operator
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from . import objects
-from .backend import Backend, Buffer
+from .backend import Backend
 from .block import Kind, ObjectId
 from .branches import Base
 from .catalog import Catalog
 from .codecs import CODEC_NAMES, CodecName
 from .commits import Commit, Stats, commit_of
-from .errors import Invalid, NotFound
+from .errors import Invalid
+from .files import KnownFile
 from .log import user
 from .nodes import INLINE_TEXT, MAX_BYTES, Node, Tag, pack
-from .objects import Sizes, encode_commit, encode_tree
+from .objects import Origin, Sizes, encode_commit, encode_tree, seal
 from .paths import is_file_name
 from .state import Container, Leaf, Walk, tree_node
+from .tensors import Source
 from .writer import ObjectWriter, WriterSettings
 
 MAX_META = 1 << 20
-
-
-class FileSource:
-    """A file's bytes, read when they are stored. A file that changes its size meanwhile is refused."""
-
-    device = None
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = os.fspath(path)
-        try:
-            self.nbytes = os.stat(self._path).st_size
-            if not os.path.isfile(self._path):
-                raise Invalid(f"{self._path} in files= is not a regular file")
-        except FileNotFoundError as error:
-            raise NotFound(f"{self._path} in files= is not there") from error
-
-    def read(self, start: int, stop: int) -> Buffer:
-        with open(self._path, "rb") as file:
-            file.seek(start)
-            data = file.read(stop - start)
-            if len(data) < stop - start or os.fstat(file.fileno()).st_size != self.nbytes:
-                raise Invalid(f"{self._path} changed while it was read; commit again")
-        return data
 
 
 class CommitOptions(TypedDict, total=False):
@@ -64,9 +43,13 @@ class CommitOptions(TypedDict, total=False):
 
     branch: `main` unless given. step, message, meta, metrics: kept in the commit and shown by `log`; metrics are
     numbers or 0-dim tensors by name, meta small plain values. files: paths by the name they have on checkout.
+    origin: the files that the state was read from, by name, each as its consecutive pieces; a piece that is also the
+    source of a tensor of the state is stored once.
     parent: a revision that must be the branch's tip, instead of what this Store last loaded there.
     codec: `auto` compresses while the disk is behind; `raw`, `zstd`, `planes` always do the same.
     allow_pickle: pickle what is neither tensor nor plain value; loading then needs it too.
+    unless_in: a revision; where a commit of its history has the same state, files, origin and step, that one is
+    returned and the branch stays.
     group: None for this process alone, needed where the job has several.
     """
 
@@ -76,9 +59,11 @@ class CommitOptions(TypedDict, total=False):
     message: str
     meta: Mapping[str, Any] | None
     files: Mapping[str, str | os.PathLike[str]] | None
+    origin: Mapping[str, Sequence[Source]] | None
     parent: str | None
     codec: CodecName
     allow_pickle: bool
+    unless_in: str | None
     group: Any
 
 
@@ -92,14 +77,17 @@ class Request:
     metrics: Node
     meta: Node
     files: list[tuple[str, Leaf]]
+    origin: list[tuple[str, list[Leaf]]]
     skeleton: Any
     leaves: list[Leaf]
     codec: CodecName
+    unless_in: str | None
     started: float
 
     @property
     def all_leaves(self) -> list[Leaf]:
-        return self.leaves + [leaf for _, leaf in self.files]
+        pieces = [leaf for _, leaves in self.origin for leaf in leaves]
+        return self.leaves + [leaf for _, leaf in self.files] + pieces
 
 
 def request(state: Any, options: CommitOptions, base: Base, started: float) -> Request:
@@ -117,9 +105,11 @@ def request(state: Any, options: CommitOptions, base: Base, started: float) -> R
         metrics=metrics_node(_mapping("metrics", options.get("metrics"))),
         meta=meta_node(_mapping("meta", options.get("meta"))),
         files=files_of(_mapping("files", options.get("files"))),
+        origin=origin_of(_mapping("origin", options.get("origin")), leaves),
         skeleton=skeleton,
         leaves=leaves,
         codec=codec,
+        unless_in=options.get("unless_in"),
         started=started,
     )
 
@@ -138,14 +128,31 @@ def state_skeleton(state: Any, allow_pickle: bool) -> tuple[Any, list[Leaf]]:
 
 def files_of(files: Mapping[Any, str | os.PathLike[str]]) -> list[tuple[str, Leaf]]:
     """Side files as leaves, by the relative name that they will have on checkout."""
-    found = []
-    for name, path in files.items():
+    _check_names(files, "files=")
+    return [(name, Leaf((name,), KnownFile.at(path).whole(), None, Tag.BYTES)) for name, path in files.items()]
+
+
+def origin_of(origin: Mapping[Any, Sequence[Source]], leaves: list[Leaf]) -> list[tuple[str, list[Leaf]]]:
+    """The pieces of the files that a state was read from, as leaves tied to those of the state where they can be."""
+    _check_names(origin, "origin=")
+    by_source = {id(leaf.source): leaf for leaf in leaves if leaf.tensor is not None and leaf.tied_to is None}
+
+    def piece(name: str, source: Source) -> Leaf:
+        same = by_source.get(id(source))
+        if same is None:
+            return Leaf((name,), source, None, Tag.BYTES)
+        return Leaf((name,), source, same.tensor, Tag.TENSOR, tied_to=same)
+
+    return [(name, [piece(name, source) for source in pieces if source.nbytes]) for name, pieces in origin.items()]
+
+
+def _check_names(files: Mapping[Any, Any], where: str) -> None:
+    for name in files:
         if not isinstance(name, str) or not is_file_name(name):
-            raise Invalid(f"{name!r} in files= is no safe file name; use a relative name without ..")
-        if any(f"{other}/".startswith(f"{name}/") for other in files if other != name):
-            raise Invalid(f"{name!r} in files= is a file and a directory at once; rename one")
-        found.append((name, Leaf((name,), FileSource(path), None, Tag.BYTES)))
-    return found
+            raise Invalid(f"{name!r} in {where} is no safe file name; use a relative name without ..")
+    folders = {name[:at] for name in files for at in range(len(name)) if name[at] == "/"}
+    for name in folders & files.keys():
+        raise Invalid(f"{name!r} in {where} is a file and a directory at once; rename one")
 
 
 def metrics_node(metrics: Mapping[str, Any]) -> Node:
@@ -222,11 +229,21 @@ def write(
             metrics=request.metrics,
             meta=request.meta,
             files=[Tag.DICT, [[name, leaf.node()] for name, leaf in request.files]],
+            origin=_stored_origin(request, writer),
             sizes=Sizes(raw, counters.new_raw, counters.new_stored),
         )
         name = writer.put(Kind.COMMIT, encode_commit(commit))
         writer.finish()
     return name, commit, blocks, counters.new_blocks
+
+
+def _stored_origin(request: Request, writer: ObjectWriter) -> Origin | None:
+    if not request.origin:
+        return None
+    files = [[name, seal(Tag.LIST, [leaf.node() for leaf in pieces], writer.put)] for name, pieces in request.origin]
+    node = seal(Tag.DICT, files, writer.put)
+    nbytes = sum(leaf.source.nbytes for _, pieces in request.origin for leaf in pieces)
+    return Origin(writer.put(Kind.TREE, encode_tree(node)), nbytes)
 
 
 def result(name: ObjectId, commit: objects.Commit, request: Request, blocks: int, new_blocks: int) -> Commit:

@@ -176,7 +176,8 @@ class _Reachable:
             todo.extend(commit.parents)
 
     def _commit(self, commit: Commit) -> list[_Damage]:
-        return [*self._tree(commit.tree, ()), *self._node(commit.files, ("files",))]
+        found = [*self._tree(commit.tree, ()), *self._node(commit.files, ("files",))]
+        return found if commit.origin is None else [*found, *self._tree(commit.origin.tree, ("origin",))]
 
     def _tree(self, name: ObjectId, path: Path) -> list[_Damage]:
         """Damage below a tree, its paths completed with `path`."""

@@ -34,7 +34,7 @@ from .nodes import (
     tensor_of,
 )
 from .objects import entries_of
-from .paths import Path, format_key, format_path, parse_levels
+from .paths import Key, Path, format_key, format_path, is_file_name, parse_levels
 from .reader import BlockReader, BlockUse, Objects
 
 STREAM_BYTES = 32 << 20
@@ -77,6 +77,18 @@ Leaf = TensorLeaf | ValueLeaf
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a commit: the bytes of `parts` one after another, which `Leaves.stream` reads."""
+
+    name: str
+    parts: tuple[TensorLeaf, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
 class Leaves:
     """All leaves of one commit, in the state's order, when iterated over. Reads trees only, no content."""
 
@@ -86,12 +98,34 @@ class Leaves:
 
     def __iter__(self) -> Iterator[Leaf]:
         tree = self.objects.tree(self.objects.commit(self.commit).tree)
-        return (_leaf(path, node) for path, node in _walk(tree, self.objects))
+        return (leaf_of(path, node) for path, node in _walk(tree, self.objects))
 
     def find(self, path: str) -> Path:
         """The path that a text with escaped levels names; `NotFound` says what there is instead."""
         tree = self.objects.tree(self.objects.commit(self.commit).tree)
         return _subtree(tree, self.objects, parse_levels(path))[0]
+
+    def files(self) -> list[StoredFile]:
+        """The side files of the commit."""
+        held = self.objects.commit(self.commit).files
+        return [StoredFile(name, (_part(name, node),)) for name, node in held[1]]
+
+    def origin(self) -> list[StoredFile]:
+        """The files that the state was read from, byte for byte, side files apart; none if it was not."""
+        origin = self.objects.commit(self.commit).origin
+        if origin is None:
+            return []
+        held = entries_of(self.objects.tree(origin.tree), self.objects.tree)
+        expect(held is not None and held[0] is Tag.DICT, "a commit's origin is no dict")
+        files = [self._pieces(name, node) for name, node in held[1]] if held else []
+        expect(sum(file.nbytes for file in files) == origin.nbytes, "a commit's origin has another size than it says")
+        return files
+
+    def _pieces(self, name: Key, node: Node) -> StoredFile:
+        expect(type(name) is str and is_file_name(name), "a commit's origin has an invalid file name")
+        held = entries_of(node, self.objects.tree)
+        expect(held is not None and held[0] is Tag.LIST, "a file of a commit's origin is no list")
+        return StoredFile(str(name), tuple(_part(str(name), piece) for piece in (held[1] if held else [])))
 
     def stream(self, tensors: Iterable[TensorLeaf], size: int = STREAM_BYTES) -> Iterator[memoryview]:
         """The row-major bytes of tensors one after another, verified, in pieces of at most `size` (4 MiB or more).
@@ -165,7 +199,18 @@ def slabs(shape: tuple[int, ...], limit: int) -> Iterator[Box]:
             yield Box((*start, *(0 for _ in below)), (*(1 for _ in index), count, *below))
 
 
-def _leaf(path: Path, node: Node) -> Leaf:
+def _part(name: str, node: Node) -> TensorLeaf:
+    """A piece of a file: a tensor's bytes, or others as if they were a tensor of bytes."""
+    path = (name,)
+    expect(type(node) is list and node[0] in (Tag.TENSOR, Tag.BYTES), "a file has a piece that holds no bytes")
+    if node[0] == Tag.TENSOR:
+        return TensorLeaf(path, tensor_of(node))
+    held = long_of(node)
+    return TensorLeaf(path, TensorEntry("numpy", "uint8", (held.nbytes,), held.content, None))
+
+
+def leaf_of(path: Path, node: Node) -> Leaf:
+    """What stands at `path`: a leaf's node, or that of an empty container."""
     if type(node) is not list:
         return ValueLeaf(path, "None" if node is None else type(node).__name__, 0, node)
     tag = Tag(node[0])

@@ -5,12 +5,13 @@ Each is one MessagePack array in canonical form whose first item is the format v
     list     [1, ids: bin of n x 32]                          the blocks of a shard in order, n <= 65,536
     layout   [1, cell, [[start, shape, [list id, ...]], ...]]   start, shape: the shard's box in elements
     tree     [1, node]
-    commit   [1, tree id, [parent id, ...], time, author, message, step or nil, metrics, meta, files, sizes]
+    commit   [1, tree id, [parent id, ...], time, author, message, step or nil, metrics, meta, files, origin, sizes]
 
 A container whose encoding exceeds 4 KiB is a tree of its own. One of more than 4,096 entries or 1 MiB is cut into
 parts: after a key whose CRC-32 is 0 modulo 1,024 (never for lists), at 4,096 entries, or when a part has reached
 1 MiB; so one changed entry rewrites one part. Metrics, meta and files are nodes; time is in microseconds of Unix
-time; sizes are [raw, new raw, new stored] bytes.
+time; origin is nil or [tree id, bytes], the files that the state was read from; sizes are [raw, new raw, new stored]
+bytes.
 """
 
 from __future__ import annotations
@@ -80,6 +81,14 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The files that a state was read from: `tree` is a dict of lists of pieces, `nbytes` the sum of their sizes."""
+
+    tree: ObjectId
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What a commit object says. `time` in microseconds of Unix time; `metrics`, `meta` and `files` are nodes."""
 
@@ -92,6 +101,7 @@ class Commit:
     metrics: Node
     meta: Node
     files: Node
+    origin: Origin | None
     sizes: Sizes
 
 
@@ -220,15 +230,21 @@ def store_content(blocks: list[ObjectId], box: Box, cell: int, put: Put) -> Cont
 # -- commits ------------------------------------------------------------------------------------------------------
 
 
+def same_content(one: Commit, other: Commit) -> bool:
+    """Whether two commits hold the same state, files and step, whoever made them when."""
+    return all(getattr(one, name) == getattr(other, name) for name in ("tree", "step", "files", "origin"))
+
+
 def encode_commit(commit: Commit) -> bytes:
     c, sizes = commit, [commit.sizes.raw, commit.sizes.new_raw, commit.sizes.new_stored]
     head = [VERSION, c.tree, list(c.parents), c.time, c.author, c.message, c.step]
-    return pack([*head, c.metrics, c.meta, c.files, sizes])
+    origin = None if c.origin is None else [c.origin.tree, c.origin.nbytes]
+    return pack([*head, c.metrics, c.meta, c.files, origin, sizes])
 
 
 def decode_commit(data: bytes) -> Commit:
-    fields = _versioned(data, 11, "a commit")
-    _, tree, parents, time, author, message, step, metrics, meta, files, sizes = fields
+    fields = _versioned(data, 12, "a commit")
+    _, tree, parents, time, author, message, step, metrics, meta, files, origin, sizes = fields
     expect(is_id(tree) and type(parents) is list and all(map(is_id, parents)), "a commit names no valid objects")
     expect(type(time) is int and type(author) is str and type(message) is str, "a commit has the wrong form")
     expect(0 <= time < MAX_TIME, "a commit has an impossible time")
@@ -242,7 +258,17 @@ def decode_commit(data: bytes) -> Commit:
     named = named and all(type(key) is str and is_file_name(key) for key, _ in files[1])
     expect(named, "a commit has an invalid side file")
     ids = tuple(ObjectId(parent) for parent in parents)
-    return Commit(ObjectId(tree), ids, time, author, message, step, metrics, meta, files, Sizes(*sizes))
+    tree, origin, sizes = ObjectId(tree), _origin(origin), Sizes(*sizes)
+    return Commit(tree, ids, time, author, message, step, metrics, meta, files, origin, sizes)
+
+
+def _origin(node: Node) -> Origin | None:
+    if node is None:
+        return None
+    expect(
+        type(node) is list and len(node) == 2 and is_id(node[0]) and _is_size(node[1]), "a commit's origin is malformed"
+    )
+    return Origin(ObjectId(node[0]), node[1])
 
 
 def _is_plain(node: Node) -> bool:

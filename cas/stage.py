@@ -15,8 +15,8 @@ from .tensors import Array, ArraySource, DeviceSource, Source
 
 _ALIGNMENT = 64
 _TASK_BYTES = 16 << 20
-_Copy = tuple[Source, int, int, Array]
-"""Bytes [start, stop) of a source, and where they go."""
+_Copy = tuple[Source, int, Array]
+"""A source, the byte to start at, and where its bytes go."""
 
 
 class Stage:
@@ -70,7 +70,7 @@ class Stage:
             for leaf, place in zip(leaves, places, strict=True):
                 for start in range(0, leaf.source.nbytes, _TASK_BYTES):
                     stop = min(leaf.source.nbytes, start + _TASK_BYTES)
-                    task.append((leaf.source, start, stop, place[start:stop]))
+                    task.append((leaf.source, start, place[start:stop]))
                     size += stop - start
                     if size >= _TASK_BYTES:
                         crew.submit(partial(_copy, task))
@@ -79,6 +79,5 @@ class Stage:
 
 
 def _copy(task: list[_Copy]) -> None:
-    for source, start, stop, out in task:
-        data = source.read(start, stop)
-        np.copyto(out, data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8))
+    for source, start, out in task:
+        source.read_into(start, out)

@@ -138,6 +138,8 @@ class Walk:
         scalar = scalar_node(value)
         if scalar is not None:
             return [Tag.SCALAR, *scalar]
+        if type(value) is Tensor:  # of a file that is imported: in no framework's memory
+            return self._tensor(value)
         try:
             for adapter in self._adapters:
                 tensor = adapter.tensor(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from . import committing, frameworks, fsck, identity, stats
+from . import committing, frameworks, fsck, identity, objects, stats
 from .background import Pending
 from .block import ObjectId
 from .branches import UNSET, Branches, Unset
@@ -130,9 +130,20 @@ class Store:
                 f"the commit on {request.base.branch} was not made: {error}; the branch is as it was, commit again"
             ) from error
         self._check_in_place()
+        equal = None if request.unless_in is None else self._equal(commit, request.unless_in)
+        if equal is not None:
+            return equal
         step = "" if request.step is None else f" step {request.step}"
         self._branches.advance(request.base, name, f"commit {request.base.branch}{step}")
         return committing.result(name, commit, request, blocks, new)
+
+    def _equal(self, commit: objects.Commit, rev: str) -> Commit | None:
+        """A commit in the history of `rev` that holds just what `commit` does."""
+        revisions = self._revisions()
+        for name, other in revisions.history(revisions.resolve(rev, self._log.head())):
+            if objects.same_content(commit, other):
+                return commit_of(name, other)
+        return None
 
     def _settle_pending(self) -> None:
         pending, self._pending = self._pending, None

@@ -26,8 +26,8 @@ class Source(Protocol):
         """The framework whose device memory holds the bytes; None on the host."""
         ...
 
-    def read(self, start: int, stop: int) -> Buffer | Array:
-        """Bytes [start, stop) as one contiguous buffer; a view where that is possible."""
+    def read_into(self, start: int, out: Array) -> None:
+        """Copy the bytes [start, start + len(out)) to `out`."""
         ...
 
 
@@ -45,11 +45,11 @@ class BytesSource:
     device = None
 
     def __init__(self, data: Buffer) -> None:
-        self._view = memoryview(data).cast("B")
-        self.nbytes = len(self._view)
+        self._bytes = np.frombuffer(data, np.uint8)
+        self.nbytes = len(self._bytes)
 
-    def read(self, start: int, stop: int) -> Buffer:
-        return self._view[start:stop]
+    def read_into(self, start: int, out: Array) -> None:
+        np.copyto(out, self._bytes[start : start + len(out)])
 
 
 class ArraySource:
@@ -63,13 +63,14 @@ class ArraySource:
         self._array = array
         self._flat = array.reshape(-1).view(np.uint8) if array.flags.c_contiguous else None
 
-    def read(self, start: int, stop: int) -> Array:
+    def read_into(self, start: int, out: Array) -> None:
         if self._flat is not None:
-            return self._flat[start:stop]
+            np.copyto(out, self._flat[start : start + len(out)])
+            return
         size = self._array.itemsize
-        first, last = start // size, -(-stop // size)
-        out = np.concatenate([piece.reshape(-1) for piece in rows_under(self._array, first, last)])
-        return out.view(np.uint8)[start - first * size : stop - first * size]
+        first, last = start // size, -(-(start + len(out)) // size)
+        rows = np.concatenate([piece.reshape(-1) for piece in rows_under(self._array, first, last)])
+        np.copyto(out, rows.view(np.uint8)[start - first * size :][: len(out)])
 
 
 def rows_under(array: Any, start: int, stop: int) -> Iterator[Any]:

@@ -231,9 +231,8 @@ class ObjectWriter:
     def _hash_run(self, run: _Run, scratch: Array, position: int, views: list[tuple[ObjectId, Array, Format]]) -> int:
         """Copy a run's bytes to `scratch` from `position` on, then name its blocks."""
         first, length = run.edges[0], run.edges[-1] - run.edges[0]
-        data = run.source.read(first, first + length)
         copy = scratch[position : position + length]
-        np.copyto(copy, data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8))
+        run.source.read_into(first, copy)
         for number in range(len(run.edges) - 1):
             view = copy[run.edges[number] - first : run.edges[number + 1] - first]
             name = block_id(view)  # type: ignore[arg-type]  # an array of bytes is a buffer

@@ -55,7 +55,7 @@ class Forger:
         return self.writer.put(Kind.TREE, encode_tree(node))
 
     def commit(self, node: Node) -> None:
-        commit = Commit(self.tree(node), (), 0, "me", "", None, EMPTY, EMPTY, EMPTY, Sizes(0, 0, 0))
+        commit = Commit(self.tree(node), (), 0, "me", "", None, EMPTY, EMPTY, EMPTY, None, Sizes(0, 0, 0))
         name = self.writer.put(Kind.COMMIT, encode_commit(commit))
         self.writer.finish()
         self.store._branches.advance(Base("main", None, ()), name, "forged")

@@ -184,6 +184,12 @@ class Reader:
         assert tag == 12
         return np.frombuffer(node[2], node[1])[0]
 
+    def origin(self, tree: bytes, nbytes: int) -> dict[str, bytes]:
+        files = self.value(self.object(TREE, tree)[0])
+        found = {name: b"".join(map(bytes, pieces)) for name, pieces in files.items()}
+        assert sum(map(len, found.values())) == nbytes
+        return found
+
     def tensor(self, framework: str, dtype: str, shape: list[int], content: Any, tie: int | None) -> Any:
         if tie in self.ties:
             return self.ties[tie]
@@ -210,12 +216,17 @@ def weights(dtype: str, *shape: int) -> np.ndarray:
     return (np.random.default_rng(0).standard_normal(shape) * 0.02).astype(dtype)
 
 
+TAKEN_IN = b"header:" + weights("float32", 600, 700).tobytes()
 WRITE = """
-import sys, pickle, cas
-state, files = pickle.load(sys.stdin.buffer)
+import sys, pickle, cas, cas.files, cas.tensors, cas.dtypes
+state, files, taken_in = pickle.load(sys.stdin.buffer)
+file = cas.files.KnownFile.at(taken_in)
+head, body = file.part(0, 7), file.part(7, file.nbytes)
+state["taken in"] = cas.tensors.Tensor("numpy", cas.dtypes.DTYPES["float32"], (body.nbytes // 4,), body, None)
 with cas.open(sys.argv[1], create=True) as store:
     for codec in ("raw", "zstd", "planes"):
-        store.commit(state, codec=codec, branch=codec, files=files, message="hi", step=7,
+        store.commit(state, codec=codec, branch=codec, files=files, origin={"a/b": [head, body]}, message="hi",
+                     step=7,
                      metrics={"loss": 2.5}, meta={"note": ["a", (1, {"b": 1 << 70})]})
         changed = {key: state[key] * 3 for key in ("ramp", "floats", "halves", "complex")}
         state = {"more": state, **changed}
@@ -251,9 +262,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
     path = tmp_path_factory.mktemp("format")
     (path / "config.json").write_text('{"a": 1}')
-    given = pickle.dumps((state_of_every_kind(), {"sub/config.json": str(path / "config.json")}))
+    (path / "taken-in").write_bytes(TAKEN_IN)
+    given = (state_of_every_kind(), {"sub/config.json": str(path / "config.json")}, str(path / "taken-in"))
     command = [sys.executable, "-c", WRITE, str(path / "store")]
-    made = subprocess.run(command, input=given, capture_output=True, check=False)
+    made = subprocess.run(command, input=pickle.dumps(given), capture_output=True, check=False)
     assert made.returncode == 0, made.stderr
     return path / "store", pickle.loads(made.stdout)
 
@@ -270,6 +282,7 @@ def test_a_stranger_reads_every_commit(written: tuple[Path, dict[str, Any]], bra
     assert reader.value(commit[6]) == {"loss": 2.5}
     assert reader.value(commit[7]) == {"note": ["a", (1, {"b": 1 << 70})]}
     assert reader.value(commit[8]) == {"sub/config.json": b'{"a": 1}'}
+    assert reader.origin(*commit[9]) == {"a/b": TAKEN_IN}
     assert refs[1, "v1"] == refs[0, "zstd"]
 
 

@@ -21,7 +21,7 @@ ORDER = (
     {"errors"},
     {"backend", "crew", "dtypes", "envelope", "flocks", "paths"},
     {"directfile", "tensors", "block", "grid"},
-    {"arrays", "local", "entropy"},
+    {"arrays", "files", "local", "entropy"},
     {"planes", "nodes", "refs", "frameworks"},
     {"codecs", "pack", "identity", "objects", "log"},
     {"index", "state", "commits"},

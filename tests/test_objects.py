@@ -19,6 +19,7 @@ from cas.objects import (
     PART_ENTRIES,
     Commit,
     Layout,
+    Origin,
     Shard,
     Sizes,
     decode_commit,
@@ -87,6 +88,7 @@ COMMIT = Commit(
     metrics=[Tag.DICT, [["loss", 2.5]]],
     meta=[Tag.DICT, []],
     files=[Tag.DICT, [["config.json", LongEntry(Tag.BYTES, 3, Content(B, None)).node()]]],
+    origin=Origin(B, 9),
     sizes=Sizes(24, 24, 20),
 )
 PINNED = {
@@ -103,9 +105,9 @@ PINNED = {
     ),
     Kind.COMMIT: (
         encode_commit(COMMIT),
-        f"9b01c420{A.hex()}91c420{B.hex()}cf00060a24181e4000a3614062a26869cd03e892019192a46c6f7373cb40040000000000009201"
-        f"9092019192ab636f6e6669672e6a736f6e930903c420{B.hex()}93181814",
-        "7803a4c1b9782236",
+        f"9c01c420{A.hex()}91c420{B.hex()}cf00060a24181e4000a3614062a26869cd03e892019192a46c6f7373cb40040000000000009201"
+        f"9092019192ab636f6e6669672e6a736f6e930903c420{B.hex()}92c420{B.hex()}0993181814",
+        "08f5e5c2ea24034a",
     ),
 }
 
@@ -313,8 +315,8 @@ def test_a_malformed_layout_is_corrupt(value: Any) -> None:
 
 # -- commits ------------------------------------------------------------------------------------------------------
 
-GOOD = [1, A, [B], 5, "me", "", None, [Tag.DICT, []], [Tag.DICT, []], [Tag.DICT, []], [0, 0, 0]]
-TREE, PARENTS, TIME, AUTHOR, MESSAGE, STEP, METRICS, META, FILES, SIZES = range(1, 11)
+GOOD = [1, A, [B], 5, "me", "", None, [Tag.DICT, []], [Tag.DICT, []], [Tag.DICT, []], None, [0, 0, 0]]
+TREE, PARENTS, TIME, AUTHOR, MESSAGE, STEP, METRICS, META, FILES, ORIGIN, SIZES = range(1, 12)
 W = [Tag.TENSOR, "numpy", "float32", [2, 3], A, None]
 
 
@@ -347,6 +349,9 @@ BAD_COMMITS: dict[str, tuple[int, Any]] = {
     "file is a tensor": (FILES, with_entry(W)),
     "file is a pickle": (FILES, with_entry([Tag.PICKLE, 3, A])),
     "file name is a number": (FILES, [Tag.DICT, [[3, [Tag.BYTES, 3, A]]]]),
+    "origin is a node": (ORIGIN, [Tag.REF, A]),
+    "origin has no size": (ORIGIN, [A]),
+    "origin has a negative size": (ORIGIN, [A, -1]),
     "sizes are two": (SIZES, [1, 2]),
     "size is negative": (SIZES, [0, 0, -1]),
 }

@@ -30,14 +30,14 @@ class DeviceSource:
         self._tensor = same.view(-1) if same.is_contiguous() else same
         self._stream = torch.cuda.current_stream(tensor.device) if tensor.is_cuda else None
 
-    def read(self, start: int, stop: int) -> Array:
-        """Bytes [start, stop); only the elements under them cross to the host."""
+    def read_into(self, start: int, out: Array) -> None:
+        """Copy the bytes [start, start + len(out)); only the elements under them cross to the host."""
         size = self._tensor.element_size()
-        first, last = start // size, -(-stop // size)
+        first, last = start // size, -(-(start + len(out)) // size)
         with torch.cuda.stream(self._stream):  # None changes nothing
             pieces = [piece.reshape(-1) for piece in rows_under(self._tensor, first, last)]
             host = (pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)).cpu()
-        return host.numpy().view(np.uint8)[start - first * size : stop - first * size]
+        np.copyto(out, host.numpy().view(np.uint8)[start - first * size :][: len(out)])
 
     def copy_to(self, out: Array) -> None:
         """Begin to copy all bytes to `out`, on a stream of its own; without CUDA the copy is done on return."""
