@@ -35,12 +35,11 @@ def trained_states(total_bytes: int = 1 << 30) -> dict[str, State]:
 
     Trains first if the cache is empty. `ValueError` if there is less trained state than that.
     """
-    if not all(_path(step).exists() for step in STEPS):
-        _train_in_child()
+    ensure_cached()
     states, missing = {}, total_bytes
     for step in STEPS:
         if missing > 0:
-            state, taken = _first_bytes(torch.load(_path(step), weights_only=True), missing)
+            state, taken = first_bytes(torch.load(path_of(step), weights_only=True), missing)
             states[f"step{step:06}"] = state
             missing -= taken
     if missing > 0:
@@ -48,7 +47,7 @@ def trained_states(total_bytes: int = 1 << 30) -> dict[str, State]:
     return states
 
 
-def _first_bytes(state: State, limit: int) -> tuple[State, int]:
+def first_bytes(state: State, limit: int) -> tuple[State, int]:
     """The first tensors of a state that together reach `limit` bytes, and how many bytes they hold."""
     result: State = {}
     taken = 0
@@ -68,14 +67,6 @@ def tensors(states: dict[str, State]) -> Iterator[tuple[str, Tensor]]:
                 yield f"{step}/{part}/{name}", tensor
 
 
-def as_bf16(states: dict[str, State]) -> dict[str, State]:
-    """The same states, every tensor rounded to bfloat16."""
-    return {
-        step: {part: {name: t.bfloat16() for name, t in named.items()} for part, named in state.items()}
-        for step, state in states.items()
-    }
-
-
 def assert_no_repeats(states: dict[str, State]) -> int:
     """No piece of any tensor, cut every 256 KiB, equals another; returns how many pieces there are.
 
@@ -92,8 +83,15 @@ def assert_no_repeats(states: dict[str, State]) -> int:
     return len(seen)
 
 
-def _path(step: int) -> Path:
+def path_of(step: int) -> Path:
+    """Where the state of a step is kept."""
     return CACHE / f"step{step:06}.pt"
+
+
+def ensure_cached() -> None:
+    """Train if the states of any step are missing."""
+    if not all(path_of(step).exists() for step in STEPS):
+        _train_in_child()
 
 
 def _train_in_child() -> None:
@@ -107,7 +105,7 @@ def _train_in_child() -> None:
     subprocess.run(command, check=True, cwd=root, env={**os.environ, "OMP_WAIT_POLICY": "passive"})
 
 
-def _text() -> Tensor:
+def text() -> Tensor:
     """The sources with their bytes renamed one to one, so that common ones lie all over the vocabulary.
 
     Else the moments of the embeddings of bytes over 127, which hardly occur, would be whole pieces of zeros.
@@ -116,7 +114,7 @@ def _text() -> Tensor:
     return text
 
 
-def _snapshot(run: Training) -> State:
+def snapshot(run: Training) -> State:
     """Weights and moments of every parameter, as training leaves them."""
     named = dict(run.model.named_parameters())
     state: State = {"weights": {name: p.detach() for name, p in named.items()}}
@@ -134,7 +132,7 @@ def _save(state: State, path: Path) -> None:
 def main() -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     deterministic(SEED, THREADS)
-    run = trainer(Transformer(CONFIG), _text(), batch=BATCH, lr=3e-4, warmup=20, seed=SEED)
+    run = trainer(Transformer(CONFIG), text(), batch=BATCH, lr=3e-4, warmup=20, seed=SEED)
     began, recent = time.monotonic(), 0.0
     for step in range(1, max(STEPS) + 1):
         recent += run.step() / 20
@@ -143,7 +141,7 @@ def main() -> None:
             print(f"step {step:3}  mean loss {recent:.3f}  {passed:.0f} s", file=sys.stderr, flush=True)
             recent = 0.0
         if step in STEPS:
-            _save(_snapshot(run), _path(step))
+            _save(snapshot(run), path_of(step))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Timing two ways of doing one thing, so that a noisy machine cannot decide which is faster.
+"""Timing several ways of doing one thing, so that a noisy machine cannot decide which is the fastest.
 
-The ways take turns within one run, and what counts is the median of the ratios of neighbours.
+The ways take turns within one run, and what counts is the median of the ratios of those that ran in the same round.
 """
 
 from __future__ import annotations
@@ -10,47 +10,50 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from blake3 import blake3
 from torch import Tensor
 
+T = TypeVar("T")
 Timed = Callable[[], float]
 """Does one thing and returns the seconds that count."""
 
 
 @dataclass(frozen=True, slots=True)
-class Turns:
-    """Seconds of each way, turn by turn: `ours[i]` and `theirs[i]` ran one after the other."""
+class Timing:
+    """Seconds of one operation on one workload: of each way, round by round."""
 
-    ours: tuple[float, ...]
-    theirs: tuple[float, ...]
+    workload: str
+    operation: str
+    seconds: Mapping[str, Sequence[float]]
 
-    @property
-    def speedup(self) -> float:
-        """How many times as fast as theirs ours is: the median of the ratios."""
-        return statistics.median(b / a for a, b in zip(self.ours, self.theirs, strict=True))
+    def median(self, way: str) -> float:
+        return statistics.median(self.seconds[way])
 
-    @property
-    def seconds(self) -> tuple[float, float]:
-        """Medians of ours and theirs."""
-        return statistics.median(self.ours), statistics.median(self.theirs)
+    def speedup(self, ours: str, theirs: str) -> float:
+        """How many times as fast as theirs ours is: the median of the ratios within a round."""
+        return statistics.median(b / a for a, b in zip(self.seconds[ours], self.seconds[theirs], strict=True))
+
+    def excess(self, ours: str, theirs: str) -> float:
+        """How many seconds more ours takes: the median of the differences within a round."""
+        return statistics.median(a - b for a, b in zip(self.seconds[ours], self.seconds[theirs], strict=True))
 
 
-def take_turns(ours: Timed, theirs: Timed, rounds: int) -> Turns:
-    """Run both in turn `rounds` times; who goes first alternates."""
-    a: list[float] = []
-    b: list[float] = []
+def take_turns(ways: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """Run every way once a round; who goes first rotates."""
+    names = list(ways)
+    found: dict[str, list[T]] = {name: [] for name in names}
     for turn in range(rounds):
-        for way, kept in ((ours, a), (theirs, b)) if turn % 2 == 0 else ((theirs, b), (ours, a)):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             gc.collect()
             os.sync()  # what one left dirty is not the other's to write
-            kept.append(way())
-    return Turns(tuple(a), tuple(b))
+            found[name].append(ways[name]())
+    return found
 
 
 def clock(work: Callable[[], Any]) -> float:
@@ -59,27 +62,15 @@ def clock(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def save(state: Any, path: Path) -> None:
-    """What people do today, made durable: torch.save and fsync."""
-    with open(path, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def hash_alone(tensors: Sequence[Tensor], threads: int) -> None:
     """BLAKE3 over the tensors' bytes on `threads` threads, in pieces of 1 MiB that they share out, and nothing else."""
     pieces = iter([flat[at : at + (1 << 20)] for flat in map(_bytes, tensors) for at in range(0, len(flat), 1 << 20)])
 
-    def work(_: int) -> None:
+    def work() -> None:
         for piece in pieces:
             blake3(piece).digest()
 
-    run_on_threads(work, threads)
-
-
-def run_on_threads(work: Callable[[int], None], threads: int) -> None:
-    crew = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    crew = [threading.Thread(target=work) for _ in range(threads)]
     for thread in crew:
         thread.start()
     for thread in crew:

@@ -3,26 +3,65 @@
 store = cas.open(".cas", create=True)
 commit = store.commit(state, step=1000, metrics={"loss": 2.31})
 state = store.load("main")
+
+What the package offers is imported when it is first asked for, so that the command `cas` is in control of the
+process, and of ^C, before that takes its time.
 """
 
-from .background import Pending
-from .commits import Commit, Stats
-from .errors import CasError, CommitUnknown, Corrupt, Exists, Invalid, NotFound, RefConflict, Unsupported
-from .fsck import Finding
-from .stats import StoreStats
-from .store import Store, init
-from .store import open_store as open
-from .view import SequenceView, TensorView, View
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .background import Pending
+    from .commits import Commit, Stats
+    from .diff import Difference
+    from .errors import CasError, CommitUnknown, Corrupt, Exists, Invalid, NotFound, RefConflict, Unsupported
+    from .fsck import Finding
+    from .opening import init
+    from .opening import open_store as open
+    from .stats import CommitStats, PartStats, StoreStats
+    from .store import Store
+    from .view import CompositeView, SequenceView, TensorView, View
+
+_HOMES = {
+    "CasError": "errors",
+    "Commit": "commits",
+    "CommitStats": "stats",
+    "CommitUnknown": "errors",
+    "CompositeView": "view",
+    "Corrupt": "errors",
+    "Difference": "diff",
+    "Exists": "errors",
+    "Finding": "fsck",
+    "Invalid": "errors",
+    "NotFound": "errors",
+    "PartStats": "stats",
+    "Pending": "background",
+    "RefConflict": "errors",
+    "SequenceView": "view",
+    "Stats": "commits",
+    "Store": "store",
+    "StoreStats": "stats",
+    "TensorView": "view",
+    "Unsupported": "errors",
+    "View": "view",
+    "init": "opening",
+    "open": "opening",
+}
 
 __all__ = [
     "CasError",
     "Commit",
+    "CommitStats",
     "CommitUnknown",
+    "CompositeView",
     "Corrupt",
+    "Difference",
     "Exists",
     "Finding",
     "Invalid",
     "NotFound",
+    "PartStats",
     "Pending",
     "RefConflict",
     "SequenceView",
@@ -35,3 +74,15 @@ __all__ = [
     "init",
     "open",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cas' has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), "open_store" if name == "open" else name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -52,6 +52,9 @@ class ArrayAdapter:
     def value(self, kind: str, text: str) -> Any:
         raise Corrupt(f"a value of numpy is called {kind}, which does not exist")
 
+    def compose(self, kind: str, parts: dict[Any, Any]) -> Any:
+        raise Corrupt(f"a value of numpy is called {kind[:40]!r}, which does not exist")
+
     def empty(self, dtype: DType, shape: tuple[int, ...]) -> tuple[Array, memoryview]:
         if dtype not in _NUMPY.values():
             raise Unsupported(f"has dtype {dtype.name}, which numpy does not have")

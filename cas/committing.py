@@ -14,7 +14,7 @@ import operator
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -26,7 +26,7 @@ from .catalog import Catalog
 from .codecs import CODEC_NAMES, CodecName
 from .commits import Commit, Stats, commit_of
 from .errors import Invalid
-from .files import KnownFile
+from .files import FileRange, KnownFile
 from .log import user
 from .nodes import INLINE_TEXT, MAX_BYTES, Node, Tag, pack
 from .objects import Origin, Sizes, encode_commit, encode_tree, seal
@@ -50,6 +50,7 @@ class CommitOptions(TypedDict, total=False):
     allow_pickle: pickle what is neither tensor nor plain value; loading then needs it too.
     unless_in: a revision; where a commit of its history has the same state, files, origin and step, that one is
     returned and the branch stays.
+    progress: called with a number of bytes, from any thread, whenever so many more were stored or found to be.
     group: None for this process alone, needed where the job has several.
     """
 
@@ -64,6 +65,7 @@ class CommitOptions(TypedDict, total=False):
     codec: CodecName
     allow_pickle: bool
     unless_in: str | None
+    progress: Callable[[int], None] | None
     group: Any
 
 
@@ -82,6 +84,7 @@ class Request:
     leaves: list[Leaf]
     codec: CodecName
     unless_in: str | None
+    progress: Callable[[int], None] | None
     started: float
 
     @property
@@ -110,6 +113,7 @@ def request(state: Any, options: CommitOptions, base: Base, started: float) -> R
         leaves=leaves,
         codec=codec,
         unless_in=options.get("unless_in"),
+        progress=options.get("progress"),
         started=started,
     )
 
@@ -140,7 +144,8 @@ def origin_of(origin: Mapping[Any, Sequence[Source]], leaves: list[Leaf]) -> lis
     def piece(name: str, source: Source) -> Leaf:
         same = by_source.get(id(source))
         if same is None:
-            return Leaf((name,), source, None, Tag.BYTES)
+            cell = source.cell if isinstance(source, FileRange) else 0
+            return Leaf((name,), source, None, Tag.BYTES, cell=cell)
         return Leaf((name,), source, same.tensor, Tag.TENSOR, tied_to=same)
 
     return [(name, [piece(name, source) for source in pieces if source.nbytes]) for name, pieces in origin.items()]
@@ -172,7 +177,12 @@ def _number(name: str, value: Any) -> int | float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise Invalid(f"metric {name} is {value!r:.60}; give a number or a 0-dim tensor")
     whole = int(value) if isinstance(value, numbers.Integral) else None
-    return whole if whole is not None and abs(whole) <= MAX_BYTES else float(value)
+    if whole is not None and abs(whole) <= MAX_BYTES:
+        return whole
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise Invalid(f"metric {name} is too large for a number of 64 bits; give its logarithm") from error
 
 
 def meta_node(meta: Mapping[str, Any]) -> Node:
@@ -214,7 +224,7 @@ def write(
     request: Request, backend: Backend, catalog: Catalog, settings: WriterSettings
 ) -> tuple[ObjectId, objects.Commit, int, int]:
     """Steps 1 and 2: all objects durable. Returns id, commit, blocks and new blocks; nothing is published."""
-    with ObjectWriter(backend, catalog, request.codec, settings) as writer:
+    with ObjectWriter(backend, catalog, request.codec, settings, request.progress) as writer:
         blocks = writer.store(request.all_leaves)
         tree = writer.put(Kind.TREE, encode_tree(tree_node(request.skeleton, writer.put)))
         counters = writer.counters

@@ -3,8 +3,9 @@
 `DirectStream` writes past the page cache, one thread filling buffers while another writes them. Direct writes
 cost a tenth of the CPU of buffered ones and do not push the training data out of memory, but the kernel takes
 them only from aligned memory, at aligned offsets, in aligned lengths. So data is copied into page-aligned
-buffers; full ones go to one writer thread per stream; the last, odd piece goes out buffered. A file system
-that refuses direct writes gets ordinary ones from the same buffers. The stream makes nothing durable.
+buffers, or read straight into them (`room`); full ones go to one writer thread per stream; the last, odd piece
+goes out buffered. A file system that refuses direct writes gets ordinary ones from the same buffers. The stream
+makes nothing durable.
 
 `UnnamedFile.publish` does: its comment is the argument why a name never stands for less than the whole file.
 """
@@ -20,6 +21,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
+
+import numpy as np
 
 from .backend import Buffer, Unsettled
 from .errors import Exists
@@ -113,7 +116,7 @@ class DirectStream:
         self._buffer: memoryview | None = None
         self._filled = 0
         self._offset = 0  # where the current buffer goes
-        self._full: SimpleQueue[tuple[memoryview, int] | None] = SimpleQueue()
+        self._full: SimpleQueue[tuple[memoryview, int, int] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -130,11 +133,28 @@ class DirectStream:
                 self._buffer = self._pool.acquire(self)
             self._raise_error()
             count = min(len(data) - position, len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + count] = data[position : position + count]
+            place = np.frombuffer(self._buffer, np.uint8, count, self._filled)
+            np.copyto(place, np.frombuffer(data, np.uint8, count, position))  # which lets other threads run meanwhile
             self._filled += count
             position += count
             if self._filled == len(self._buffer):
                 self._hand_on()
+
+    def room(self, least: int) -> memoryview:
+        """Memory of the stream's own, `least` bytes or more, to fill from its start; then `advance` by how many.
+
+        `least` is at most the size of a buffer less `ALIGNMENT`.
+        """
+        if self._buffer is not None and len(self._buffer) - self._filled < least:
+            self._hand_on()
+        if self._buffer is None:
+            self._buffer = self._pool.acquire(self)
+        self._raise_error()
+        return self._buffer[self._filled :]
+
+    def advance(self, count: int) -> None:
+        """The first `count` bytes of `room` are the next ones of the file."""
+        self._filled += count
 
     def finish(self) -> None:
         """Write everything that is still here; the descriptor then has all bytes, not yet durable."""
@@ -157,14 +177,21 @@ class DirectStream:
         self._give_back()
 
     def _hand_on(self) -> None:
+        """Give what fills whole sectors to the writer; the odd rest begins the next buffer."""
         assert self._buffer is not None
         if self._thread is None:
             self._thread = self._start()
         full, offset = self._buffer, self._offset
-        self._buffer, self._filled, self._offset = None, 0, offset + len(full)
-        self._full.put((full, offset))
+        whole = self._filled & -ALIGNMENT
+        rest = bytes(full[whole : self._filled])
+        self._buffer, self._filled, self._offset = None, 0, offset + whole
+        self._full.put((full, whole, offset))
         if self._thread is None:
             self._write_next()
+        if rest:
+            self._buffer = self._pool.acquire(self)
+            self._buffer[: len(rest)] = rest
+            self._filled = len(rest)
 
     def _start(self) -> threading.Thread | None:
         """The writer; None where the interpreter, shutting down, starts no threads: the caller writes itself.
@@ -187,10 +214,10 @@ class DirectStream:
         item = self._full.get()
         if item is None:
             return False
-        buffer, offset = item
+        buffer, count, offset = item
         try:
             if self._error is None:
-                self._put(buffer, offset)
+                self._put(buffer[:count], offset)
         except BaseException as error:  # a worker's failure is the caller's failure, of whatever kind
             self._error = error
         finally:

@@ -32,6 +32,14 @@ class KnownFile:
             raise Invalid(f"{text} is not a regular file")
         return cls(text, status.st_size, _stamp(status))
 
+    def __fspath__(self) -> str:
+        return self.path
+
+    @property
+    def changed(self) -> int:
+        """When its content last changed, in nanoseconds of Unix time."""
+        return self.stamp[1]
+
     def read_into(self, start: int, out: Array) -> None:
         """Copy the bytes [start, start + len(out)); `Invalid` if the file has changed."""
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -50,8 +58,8 @@ class KnownFile:
         self.read_into(start, out)
         return out.tobytes()
 
-    def part(self, start: int, stop: int) -> FileRange:
-        return FileRange(self, start, stop - start)
+    def part(self, start: int, stop: int, cell: int = 0) -> FileRange:
+        return FileRange(self, start, stop - start, cell)
 
     def whole(self) -> FileRange:
         return FileRange(self, 0, self.nbytes)
@@ -59,11 +67,16 @@ class KnownFile:
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
-    """`nbytes` bytes of a file from `start` on. See `tensors.Source`."""
+    """`nbytes` bytes of a file from `start` on. See `tensors.Source`.
+
+    `cell`, if not 0, is where its blocks end: at multiples of so many bytes, as those of a larger tensor of which it
+    is a part that begins at such a multiple.
+    """
 
     file: KnownFile
     start: int
     nbytes: int
+    cell: int = 0
     device = None
 
     def read_into(self, start: int, out: Array) -> None:

@@ -192,8 +192,8 @@ class _Reachable:
     def _node(self, node: Node, path: Path) -> list[_Damage]:
         if type(node) is not list:
             return []
-        if node[0] == Tag.REF:
-            return self._reference(node, path)
+        if node[0] in (Tag.REF, Tag.COMPOSITE):
+            return self._behind(node, path)
         try:
             held = entries_of(node, self.objects.tree)
             if held is None:
@@ -210,8 +210,9 @@ class _Reachable:
         self._depth -= 1
         return some
 
-    def _reference(self, node: Node, path: Path) -> list[_Damage]:
-        found = self._tree(ObjectId(node[1]), path)
+    def _behind(self, node: Node, path: Path) -> list[_Damage]:
+        """Damage in the tree that a node refers to or in the parts of a composite, or that it is none of their kind."""
+        found = self._tree(ObjectId(node[1]), path) if node[0] == Tag.REF else self._node(node[3], path)
         try:
             if not found:
                 entries_of(node, self.objects.tree)

@@ -6,7 +6,7 @@ Works on bytes alone: no framework is imported, whatever the tensors came from.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -44,7 +44,8 @@ STREAM_BYTES = 32 << 20
 class ValueLeaf:
     """A leaf that is no tensor: the name of its type, and its bytes beyond the tree that names it.
 
-    `value` is None where it would have to be read (long texts and bytes, pickles) and for empty containers.
+    `value` is None where it would have to be read (long texts and bytes, pickles), for empty containers, and for
+    composites, whose parts follow them.
     """
 
     path: Path
@@ -133,18 +134,25 @@ class Leaves:
         So the memory is the same whatever the tensors' sizes. A piece is valid until the next one is asked for.
         """
         out = memoryview(np.empty(size, np.uint8))
+        return (out[:count] for count in self.fill(tensors, lambda: out, size))
+
+    def fill(self, tensors: Iterable[TensorLeaf], room: Callable[[], memoryview], size: int) -> Iterator[int]:
+        """As `stream`, into memory that `room` gives each time, `size` bytes or more; yields how many are there."""
+        out = memoryview(b"")
         uses: list[BlockUse] = []
         filled = 0
         for part in (part for tensor in tensors for part in self._parts(tensor, size)):
-            if filled + part.nbytes > size:
+            if uses and filled + part.nbytes > len(out):
                 self.blocks.fill(uses)
-                yield out[:filled]
+                yield filled
                 uses, filled = [], 0
+            if not uses:
+                out = room()
             uses.extend(part.uses(out[filled : filled + part.nbytes]))
             filled += part.nbytes
-        if filled:
+        if uses:
             self.blocks.fill(uses)
-            yield out[:filled]
+            yield filled
 
     def _parts(self, tensor: TensorLeaf, limit: int) -> Iterator[_Block | _Slab]:
         """A tensor's bytes in row-major order: its blocks or, where shards interleave, slabs of at most `limit`."""
@@ -201,7 +209,7 @@ def slabs(shape: tuple[int, ...], limit: int) -> Iterator[Box]:
 
 def _part(name: str, node: Node) -> TensorLeaf:
     """A piece of a file: a tensor's bytes, or others as if they were a tensor of bytes."""
-    path = (name,)
+    path = tuple(name.split("/"))
     expect(type(node) is list and node[0] in (Tag.TENSOR, Tag.BYTES), "a file has a piece that holds no bytes")
     if node[0] == Tag.TENSOR:
         return TensorLeaf(path, tensor_of(node))
@@ -222,6 +230,8 @@ def leaf_of(path: Path, node: Node) -> Leaf:
         return ValueLeaf(path, "int", 0, int_of(node))
     if tag is Tag.SCALAR:
         return ValueLeaf(path, node[1], 0, scalar_value(node[1], node[2]))
+    if tag is Tag.COMPOSITE:
+        return ValueLeaf(path, f"{node[1]}.{node[2]}", 0, None)
     if tag is Tag.FOREIGN:
         return ValueLeaf(path, f"{node[1]}.{node[2]}", 0, node[3])
     kind = KEYED_TAGS.get(tag) or LISTED_TAGS.get(tag)
@@ -230,14 +240,15 @@ def leaf_of(path: Path, node: Node) -> Leaf:
 
 
 def _walk(node: Node, objects: Objects) -> Iterator[tuple[Path, Node]]:
-    """Every leaf node below a tree node with its path, in the state's order; empty containers too."""
+    """Every leaf node below a tree node with its path, in the state's order; empty containers and composites too."""
     todo: list[tuple[Path, Node]] = [((), node)]
     count = 0
     while todo:
         path, node = todo.pop()
         held = entries_of(node, objects.tree)
-        if held is None or not held[1]:
+        if held is None or not held[1] or node[0] == Tag.COMPOSITE:
             yield path, node
+        if held is None:
             continue
         tag, entries = held
         count += len(entries)

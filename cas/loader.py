@@ -6,6 +6,7 @@ import contextlib
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from . import frameworks
 from .arrays import scalar_value
-from .block import ObjectId, short
+from .block import Kind, ObjectId, object_id, short
 from .dtypes import DTYPES
 from .errors import CasError, Corrupt, Invalid, Unsupported
 from .extent import Extent, extent_of
@@ -30,6 +31,7 @@ from .nodes import (
     TensorEntry,
     int_of,
     long_of,
+    pack,
     tensor_of,
 )
 from .objects import entries_of
@@ -98,6 +100,8 @@ class Loader:
     _uses: list[BlockUse] = field(default_factory=list)
     _filled: list[_Filled] = field(default_factory=list)
     _tied: dict[int, tuple[TensorEntry, _Pending]] = field(default_factory=dict)
+    _ties: list[int | None] = field(default_factory=list)
+    _composites: dict[ObjectId, _Pending] = field(default_factory=dict)
 
     def load(self, tree: ObjectId, into: Any = MISSING) -> Any:
         """The state under `tree`; tensors of `into`, a state of the same form, are filled in place."""
@@ -109,10 +113,10 @@ class Loader:
             self.blocks.fill(self._uses)
             return _assemble(skeleton)
 
-    def values(self, node: Node) -> Any:
-        """The value of a node that stands in a commit object itself."""
+    def values(self, node: Node, path: Path = ()) -> Any:
+        """The value of one node of the commit; `path` is where it stands."""
         with self._naming_lack_of_memory():
-            skeleton = self._plan(node, (), MISSING)
+            skeleton = self._plan(node, path, MISSING)
             self.blocks.fill(self._uses)
             return _assemble(skeleton)
 
@@ -135,6 +139,8 @@ class Loader:
         if held is not None:
             if len(path) >= MAX_DEPTH:
                 raise Corrupt(f"commit {short(self.commit)} is nested deeper than {MAX_DEPTH} levels")
+            if node[0] == Tag.COMPOSITE:
+                return self._composite(node, held[1], path)
             return self._container(*held, path, target)
         if not self._wanted(path):
             return MISSING
@@ -182,6 +188,27 @@ class Loader:
             kind = LISTED_TAGS[tag].__name__
             raise Invalid(f"{where} is not a {kind} of {len(keys)} items as in the commit")
 
+    def _composite(self, node: Node, parts: list[Node], path: Path) -> Any:
+        """A value of all its parts, or of none: to `only` it is one leaf. Like a value it replaces what `into` has."""
+        if not self._wanted(path):
+            return MISSING
+        only, self.only = self.only, None
+        before = len(self._ties)
+        held = self._container(Tag.DICT, parts, path, MISSING)
+        self.only = only
+        pending = _Pending(partial(self._compose, node, held, path))
+        ties = self._ties[before:]
+        # Equal composites of which every tensor with bytes is tied were one value.
+        one = ties and None not in ties
+        return self._composites.setdefault(object_id(Kind.TREE, pack(node)), pending) if one else pending
+
+    def _compose(self, node: Node, held: _Container, path: Path) -> Any:
+        parts = _assemble(held)
+        try:
+            return frameworks.named(node[1]).compose(node[2], parts)
+        except CasError as error:
+            raise type(error)(f"{Owner(path, self.commit)} {error}") from error
+
     def _leaf(self, node: Node, path: Path, target: Any) -> Any:
         tag = Tag(node[0])
         if tag is Tag.TENSOR:
@@ -203,6 +230,8 @@ class Loader:
         return _Pending(lambda: _finish_long(entry.tag, data))
 
     def _tensor(self, entry: TensorEntry, path: Path, target: Any) -> _Pending:
+        if entry.nbytes:
+            self._ties.append(entry.tie)
         if entry.tie is not None and target is MISSING and entry.tie in self._tied:
             first, pending = self._tied[entry.tie]
             if first != entry:

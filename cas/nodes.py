@@ -12,6 +12,7 @@ item is its tag:
     [BIGINT, is negative, magnitude]    big-endian, no leading zero, outside 64 bits
     [SCALAR, dtype, bytes]              a numpy scalar, little-endian
     [FOREIGN, framework, kind, text]    a value that the framework's adapter reads
+    [COMPOSITE, framework, kind, parts] a value that the framework's adapter makes of its parts: a DICT, or a REF to one
 
 content: nil for no bytes, a block id for one block, [layout id] for more.
 """
@@ -63,6 +64,7 @@ class Tag(IntEnum):
     BIGINT = 11
     SCALAR = 12
     FOREIGN = 13
+    COMPOSITE = 14
 
 
 KEYED: dict[type, Tag] = {dict: Tag.DICT, OrderedDict: Tag.ORDERED, Counter: Tag.COUNTER}
@@ -183,7 +185,7 @@ def check_node(node: Node, depth: int = 0) -> None:
         expect(node is None or type(node) in (bool, int, float, str, bytes), "a tree holds an unknown value")
         expect(type(node) is not int or node in _INT64, "a tree holds an integer over 64 bits")
         return
-    expect(bool(node) and type(node[0]) is int and 0 <= node[0] <= Tag.FOREIGN, "a tree holds an unknown tag")
+    expect(bool(node) and type(node[0]) is int and 0 <= node[0] <= Tag.COMPOSITE, "a tree holds an unknown tag")
     tag = Tag(node[0])
     if tag in KEYED_TAGS or tag in LISTED_TAGS:
         _check_container(tag, node, depth)
@@ -191,6 +193,8 @@ def check_node(node: Node, depth: int = 0) -> None:
         tensor_of(node)
     elif tag in (Tag.TEXT, Tag.BYTES, Tag.PICKLE):
         long_of(node)
+    elif tag is Tag.COMPOSITE:
+        _check_composite(node, depth)
     else:
         expect(_LEAVES[tag](node), f"a tree holds a malformed {tag.name.lower()}")
 
@@ -206,6 +210,13 @@ def _check_container(tag: Tag, node: Node, depth: int) -> None:
         expect(type(pair) is list and len(pair) == 2 and is_key(pair[0]), "a container has an invalid key")
         check_node(pair[1], depth + 1)
     expect(len({pair[0] for pair in node[1]}) == len(node[1]), "a container has a key twice")
+
+
+def _check_composite(node: Node, depth: int) -> None:
+    named = len(node) == 4 and type(node[1]) is str and type(node[2]) is str
+    held = named and type(node[3]) is list and node[3][:1] in ([Tag.DICT], [Tag.REF])
+    expect(held, "a composite has the wrong form")
+    check_node(node[3], depth)
 
 
 def _is_parts(node: Node) -> bool:

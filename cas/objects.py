@@ -158,7 +158,14 @@ def decode_tree(data: bytes) -> Node:
 
 
 def entries_of(node: Node, tree: Callable[[ObjectId], Node]) -> tuple[Tag, list[Node]] | None:
-    """Tag and all entries of a container, following its reference and parts through `tree`; None for a leaf."""
+    """Tag and all entries of a container, following its reference and parts through `tree`; None for a leaf.
+
+    A composite is seen as the dict of its parts.
+    """
+    if type(node) is list and node[0] == Tag.COMPOSITE:
+        held = entries_of(node[3], tree)
+        expect(held is not None and held[0] is Tag.DICT, "the parts of a composite are no dict")
+        return held
     if type(node) is list and node[0] == Tag.REF:
         node = tree(ObjectId(node[1]))
         expect(type(node) is list and node[0] in _CONTAINERS, "a reference names no container")

@@ -27,14 +27,17 @@ from .nodes import (
 )
 from .objects import Put, seal
 from .paths import Path, format_path
-from .tensors import Adapter, BytesSource, Source, Tensor
+from .tensors import Adapter, BytesSource, Composite, Source, Tensor
 
 MAX_KEY = 64 << 10
 
 
 @dataclass(slots=True)
 class Leaf:
-    """Bytes to store. `content` is set once they are; tied leaves share one `Leaf.tie` and all but one is skipped."""
+    """Bytes to store. `content` is set once they are; tied leaves share one `Leaf.tie` and all but one is skipped.
+
+    `cell` is where blocks end, in bytes, if it does not follow from the size.
+    """
 
     path: Path
     source: Source
@@ -43,6 +46,7 @@ class Leaf:
     content: Content | None = None
     tied_to: Leaf | None = None
     tie: int | None = None
+    cell: int = 0
 
     def node(self) -> Node:
         content = self.content if self.tied_to is None else self.tied_to.content
@@ -63,6 +67,15 @@ class Container:
 
 
 @dataclass(slots=True)
+class Composed:
+    """A value that is stored by its parts."""
+
+    framework: str
+    kind: str
+    parts: Container
+
+
+@dataclass(slots=True)
 class Walk:
     """One traversal of a state. `leaves` stand in the state's order."""
 
@@ -76,7 +89,7 @@ class Walk:
     _entries: int = 0
 
     def visit(self, value: Any) -> Any:
-        """The skeleton of `value`: a `Container`, a `Leaf` or a finished node. Errors name the path."""
+        """The skeleton of `value`: a `Container`, `Composed`, a `Leaf` or a finished node. Errors name the path."""
         kind = type(value)
         if kind in KEYED:
             return self._container(value, KEYED[kind], list(value), value.values())
@@ -138,19 +151,26 @@ class Walk:
         scalar = scalar_node(value)
         if scalar is not None:
             return [Tag.SCALAR, *scalar]
-        if type(value) is Tensor:  # of a file that is imported: in no framework's memory
-            return self._tensor(value)
+        # Of a file that is imported, in no framework's memory; or inside of what an adapter took apart.
+        known = value if type(value) in (Tensor, Composite) else self._known(value)
+        if type(known) is Tensor:
+            return self._tensor(known)
+        if type(known) is Composite:
+            return Composed(known.framework, known.kind, self.visit(known.parts))
+        return self._unknown(value) if known is None else known
+
+    def _known(self, value: Any) -> Tensor | Composite | Node | None:
         try:
             for adapter in self._adapters:
                 tensor = adapter.tensor(value)
                 if tensor is not None:
-                    return self._tensor(tensor)
+                    return tensor
                 foreign = adapter.foreign(value)
                 if foreign is not None:
                     return [Tag.FOREIGN, adapter.framework, *foreign]
         except CasError as error:
             raise type(error)(f"{self._here()} {error}") from error
-        return self._unknown(value)
+        return None
 
     def _unknown(self, value: Any) -> Leaf:
         name = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -190,4 +210,6 @@ def tree_node(skeleton: Any, put: Put) -> Node:
         nodes = [tree_node(child, put) for child in skeleton.children]
         entries = nodes if skeleton.keys is None else [list(pair) for pair in zip(skeleton.keys, nodes, strict=True)]
         return seal(skeleton.tag, entries, put)
+    if isinstance(skeleton, Composed):
+        return [Tag.COMPOSITE, skeleton.framework, skeleton.kind, tree_node(skeleton.parts, put)]
     return skeleton.node() if isinstance(skeleton, Leaf) else skeleton

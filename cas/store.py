@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from . import committing, frameworks, fsck, identity, objects, stats
+from . import committing, diff, frameworks, fsck, identity, objects, stats
+from .ancestry import newest_first
 from .background import Pending
 from .block import ObjectId
 from .branches import UNSET, Branches, Unset
@@ -21,21 +22,19 @@ from .catalog import Catalog
 from .commits import Commit, commit_of
 from .committing import CommitOptions, Request
 from .crew import default_threads
-from .errors import CasError, Exists, Invalid, NotFound, Unsupported
+from .errors import CasError, Invalid, NotFound, Unsupported
 from .leaves import Leaves
 from .loader import MISSING, Loader
-from .local import LocalBackend, create_root
-from .log import Log, Record, encode_record, first_record, name_of
+from .local import LocalBackend
+from .log import Log, Record
 from .paths import Patterns
 from .reader import BlockReader, Objects
 from .refs import Ref, RefKind, is_name
 from .revisions import Revisions, default_branch
 from .stage import Stage
+from .stats import CommitStats
 from .view import view_of
 from .writer import WriterSettings
-
-StorePath = str | os.PathLike[str]
-DEFAULT_BLOCK_SIZE = 4 << 20
 
 
 class Store:
@@ -242,6 +241,13 @@ class Store:
         start = revisions.resolve(rev, self._log.head())
         return (commit_of(name, held) for name, held in revisions.history(start))
 
+    def graph(self, rev: str | None = None) -> Iterator[Commit]:
+        """All ancestors of a commit, else of all branches and tags: newest first, each before its parents."""
+        self._ready(None)
+        root = self._log.head()
+        tips = [self._revisions().resolve(rev, root)] if rev is not None or not root.refs else root.refs.values()
+        return (commit_of(name, held) for name, held in newest_first(tips, self._objects.commit))
+
     def refs(self) -> dict[str, dict[str, str]]:
         """Commit ids by name, in `branches` and `tags`."""
         self._ready(None)
@@ -262,6 +268,19 @@ class Store:
         """What a commit's state consists of, and the bytes of its tensors, without any framework."""
         self._ready(None)
         return Leaves(self._objects, self._blocks, self._revisions().resolve(rev, self._log.head()))
+
+    def diff(
+        self, a: str, b: str | None = None, *, only: str | Sequence[str] | None = None, values: bool = True
+    ) -> Iterator[diff.Difference]:
+        """What differs between the states of two revisions, in the order of `a`, found while it is iterated over.
+
+        `only` takes patterns of paths. With `values` tensors are read where their blocks differ, and measured in
+        bounded memory; without, nothing but trees is read.
+        """
+        self._ready(None)
+        names = [self._revisions().resolve(rev, self._log.head()) for rev in (a, b)]
+        patterns = None if only is None else Patterns(only)
+        return diff.diff(self._objects, self._blocks, names[0], names[1], values, patterns)
 
     # -- refs ---------------------------------------------------------------------------------------------------
 
@@ -301,7 +320,17 @@ class Store:
     def stats(self) -> stats.StoreStats:
         """What the store holds and takes on disk."""
         self._ready(None)
-        return stats.measure(self._backend, self._catalog, self._log.head())
+        return stats.measure(self._backend, self._catalog, self._objects, self._log.head())
+
+    def commit_stats(self, rev: str | None = None) -> CommitStats:
+        """What one commit holds, and how much of it its first parent holds as well."""
+        self._ready(None)
+        return stats.measure_commit(self._revisions().resolve(rev, self._log.head()), self._objects, self._catalog)
+
+    def branch_sizes(self) -> dict[str, int]:
+        """For each branch, the stored bytes of all objects that no other branch or tag leads to."""
+        self._ready(None)
+        return stats.bytes_by_branch(self._log.head(), self._objects, self._catalog)
 
     def fsck(self, data: bool = False) -> list[fsck.Finding]:
         """Check log, packs, refs and everything that commits name; with `data` also every stored byte."""
@@ -319,47 +348,6 @@ class Store:
         history = list(self._revisions().history(tip))
         last = "" if history[0][1].step is None else f" (last step {history[0][1].step})"
         return f"{len(history)} commit{'s' if len(history) > 1 else ''}{last}"
-
-
-def init(path: StorePath, block_size: int = DEFAULT_BLOCK_SIZE) -> Store:
-    """Make a store; `Exists` if there is one."""
-    made = identity.new_identity(block_size)
-    folder = _local(path)
-    create_root(folder)
-    backend = LocalBackend(folder)
-    if backend.exists(identity.NAME):
-        raise Exists(f"{folder} is a store already; open it with cas.open")
-    backend.check_links()
-    try:
-        backend.create(name_of(1), encode_record(first_record()))
-    except Exists:
-        Log(backend).read(1)  # left by an init that was cut off, or by one that races: it must verify
-    backend.create(identity.NAME, identity.encode(made))
-    return Store(folder)
-
-
-def open_store(path: StorePath, create: bool = False) -> Store:
-    """Open a store; with `create` make it where there is none."""
-    folder = _local(path)
-    if not (folder / identity.NAME).exists():
-        if not create:
-            raise NotFound(f"there is no store at {folder}; make one with `cas init` or cas.open(path, create=True)")
-        try:
-            return init(path)
-        except Exists:
-            pass  # another process made it meanwhile
-    return Store(folder)
-
-
-def _local(path: StorePath) -> Path:
-    text = os.fsdecode(path)
-    if not text:
-        raise Invalid("the path of a store is empty; give a directory such as .cas")
-    if "\0" in text:
-        raise Invalid(f"{text!r} is no path of a directory: it holds a zero byte")
-    if "://" in text:
-        raise Unsupported(f"{text}: stores on remote storage are not in this release; give a local directory")
-    return Path(text).expanduser().absolute()
 
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()

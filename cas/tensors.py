@@ -105,14 +105,26 @@ class Tensor:
     alias: Hashable | None
 
 
+@dataclass(frozen=True, slots=True)
+class Composite:
+    """A value about to be stored by its parts, which are any values that a state may hold."""
+
+    framework: str
+    kind: str
+    parts: dict[str, Any]
+
+
 class Adapter(Protocol):
     """Methods that meet something they know but cannot store raise `Unsupported` with the reason, without a path."""
 
     @property
     def framework(self) -> str: ...
 
-    def tensor(self, value: Any) -> Tensor | None:
-        """The value as a tensor; None if it is none of this framework's. Copies nothing on the host."""
+    def tensor(self, value: Any) -> Tensor | Composite | None:
+        """The value as a tensor or, where one is not enough, by its parts; None if it is none of this framework's.
+
+        Copies nothing on the host.
+        """
         ...
 
     def foreign(self, value: Any) -> tuple[str, str] | None:
@@ -121,6 +133,13 @@ class Adapter(Protocol):
 
     def value(self, kind: str, text: str) -> Any:
         """The inverse of `foreign`; `Corrupt` for what it never made."""
+        ...
+
+    def compose(self, kind: str, parts: dict[Any, Any]) -> Any:
+        """The value of these parts; `Corrupt` for what no value has, `Unsupported` for what is not known here.
+
+        What `kind` and `parts` say comes from a store: nothing that they name is imported or called on their word.
+        """
         ...
 
     def empty(self, dtype: DType, shape: tuple[int, ...]) -> tuple[Any, memoryview]:

@@ -114,6 +114,18 @@ class View(Mapping[Key, Any]):
         return f"<{format_path(self._path)}: {len(self)} entries>"
 
 
+class CompositeView(View):
+    """A value that is stored by its parts, such as a sparse tensor: a dict of them. `load` gives the value itself."""
+
+    def __init__(self, source: _Source, entries: list[Node], path: Path, node: Node) -> None:
+        super().__init__(source, entries, path)
+        self._node = node
+
+    def load(self) -> Any:
+        """The whole value."""
+        return _value(self._source, self._node, self._path)
+
+
 class SequenceView(Sequence[Any]):
     """A list or tuple of the state."""
 
@@ -139,10 +151,16 @@ def _look(source: _Source, node: Node, path: Path) -> Any:
     held = entries_of(node, source.objects.tree)
     if held is not None:
         tag, entries = held
+        if node[0] == Tag.COMPOSITE:
+            return CompositeView(source, entries, path, node)
         return (View if tag in KEYED_TAGS else SequenceView)(source, entries, path)
     if type(node) is list and node[0] == Tag.TENSOR:
         return TensorView(source, tensor_of(node), path)
-    return Loader(source.objects, source.blocks, source.commit).values(node)
+    return _value(source, node, path)
+
+
+def _value(source: _Source, node: Node, path: Path) -> Any:
+    return Loader(source.objects, source.blocks, source.commit).values(node, path)
 
 
 def view_of(commit: ObjectId, tree: ObjectId, objects: Objects, blocks: BlockReader) -> Any:

@@ -11,7 +11,7 @@ when the caller's tensors change meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -150,10 +150,18 @@ class ObjectWriter:
     Not thread-safe; it runs its own threads.
     """
 
-    def __init__(self, backend: Backend, catalog: Catalog, codec: CodecName, settings: WriterSettings) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        catalog: Catalog,
+        codec: CodecName,
+        settings: WriterSettings,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         self._catalog = catalog
         self._settings = settings
         self._codec = codec
+        self._progress = progress
         self._packs = _Packs(backend, catalog)
         self._claimed: set[ObjectId] = set()
         self._claim = threading.Lock()
@@ -182,7 +190,7 @@ class ObjectWriter:
 
     def _cut(self, leaf: Leaf) -> tuple[Box, int, list[int], list[ObjectId]]:
         nbytes = leaf.source.nbytes
-        cell = cell_size(nbytes, self._settings.block_size)
+        cell = min(leaf.cell or cell_size(nbytes, self._settings.block_size), self._settings.block_size)
         shape, itemsize = (leaf.tensor.shape, leaf.tensor.dtype.itemsize) if leaf.tensor else ((nbytes,), 1)
         box = Box.whole(shape)
         edges = cut(box, shape, itemsize, cell)
@@ -211,6 +219,8 @@ class ObjectWriter:
     def _store_batch(self, batch: list[_Run]) -> None:
         with self._settings.benches.borrow() as bench:
             self._store_on(bench, batch)
+        if self._progress is not None:
+            self._progress(sum(run.edges[-1] - run.edges[0] for run in batch))
 
     def _store_on(self, bench: Workbench, batch: list[_Run]) -> None:
         views: list[tuple[ObjectId, Array, Format]] = []

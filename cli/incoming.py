@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cas.files import FileRange, KnownFile
 from cas.tensors import Source
 
 
@@ -24,3 +25,15 @@ class Parsed:
     state: Any
     origin: Mapping[str, Sequence[Source]]
     notes: list[str] = field(default_factory=list)
+
+
+def in_pieces(file: KnownFile, parts: Iterable[Source]) -> list[Source]:
+    """The whole file as consecutive pieces: those of `parts` that lie in it and do not overlap, and what is between."""
+    inside = [part for part in parts if isinstance(part, FileRange) and part.file == file and part.nbytes]
+    pieces: list[Source] = []
+    done = 0
+    for part in sorted(inside, key=lambda part: (part.start, -part.nbytes)):
+        if part.start >= done:
+            pieces += [file.part(done, part.start), part]
+            done = part.start + part.nbytes
+    return [piece for piece in (*pieces, file.part(done, file.nbytes)) if piece.nbytes]

@@ -1,7 +1,7 @@
 """The entry point: the group of all commands, and from whatever happens to an exit code.
 
-    0 ok              2 usage, Invalid    10 no store     12 ref conflict    130 interrupted
-    1 findings        3 any other error   11 not found    13 corrupt
+    0 ok                         2 usage, Invalid    10 no store     12 ref conflict    130 interrupted
+    1 findings or differences    3 any other error   11 not found    13 corrupt
 
 Errors are one sentence on stderr. A closed pipe (`cas log | head -1`) ends silently with 0.
 """
@@ -12,19 +12,16 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, TextIO
 
 import click
 
 from cas.errors import CasError
 
-from .export import checkout
-from .history import log, show
 from .output import clean
-from .refs import branch, tag
-from .upkeep import fsck, init, stats
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 _USAGE = 2
 _OTHER = 3
 
@@ -33,11 +30,36 @@ class _PipeClosed(Exception):
     """Nobody reads on. Not an OSError: click would make an exit with code 1 of that."""
 
 
+COMMANDS = {
+    "init": "upkeep",
+    "commit": "commit",
+    "log": "history",
+    "show": "listing",
+    "ls": "listing",
+    "cat": "cat",
+    "diff": "diff",
+    "checkout": "export",
+    "branch": "refs",
+    "tag": "refs",
+    "plot": "plot",
+    "stats": "upkeep",
+    "fsck": "upkeep",
+    "completion": "completion",
+}
+"""Each command and the module that it is in, which is imported for that command alone."""
+
+
 class _Group(click.Group):
-    """Commands in the order in which they are added."""
+    """The commands, in the order above."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = getattr(import_module(f"{__package__}.{COMMANDS[cmd_name]}"), cmd_name)
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -59,8 +81,8 @@ def cas(context: click.Context, place: str | None) -> None:
     A revision REV is a branch, a tag, 4 or more digits of an id, or steps from one: main~2, main@{1},
     main@step:1000, main@min:loss. Without one it is main, else the only branch.
 
-    Exit codes: 0 ok, 1 findings, 2 usage, 3 other errors, 10 no store, 11 not found, 12 ref conflict, 13 corrupt,
-    130 interrupted.
+    Exit codes: 0 ok, 1 findings or differences, 2 usage, 3 other errors, 10 no store, 11 not found, 12 ref conflict,
+    13 corrupt, 130 interrupted.
 
     \b
     Example:
@@ -71,10 +93,6 @@ def cas(context: click.Context, place: str | None) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
         context.exit(_USAGE)
-
-
-for _command in (init, log, show, checkout, branch, tag, fsck, stats):
-    cas.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop(sys.stdout)
         return 0
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", _INTERRUPTED)
+        return _fail("interrupted", INTERRUPTED)
     except click.ClickException as error:
         return _fail(_usage(error), _USAGE)
     except CasError as error:
@@ -137,7 +155,3 @@ def _usage(error: click.ClickException) -> str:
 def _os_error(error: OSError) -> str:
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     return f"{error.strerror or error}" + (f": {' -> '.join(names)}" if names else "")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

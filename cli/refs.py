@@ -5,30 +5,38 @@ from __future__ import annotations
 import click
 
 import cas
+from cas.commits import human_bytes
 from cas.errors import Exists
 
+from .completion import complete_revision
 from .options import example, json_option, with_store
 from .output import age, clean, say, say_json, table, title
 
 
 @click.command(
     short_help="List, make, move or remove branches.",
-    epilog=example("cas branch", "cas branch lora main~2", "cas branch main main@{1} --force", "cas branch -d lora"),
+    epilog=example("cas branch -v", "cas branch lora main~2", "cas branch main main@{1} --force", "cas branch -d lora"),
 )
-@click.argument("name", required=False)
-@click.argument("rev", required=False)
+@click.argument("name", required=False, shell_complete=complete_revision)
+@click.argument("rev", required=False, shell_complete=complete_revision)
 @click.option("-d", "--delete", is_flag=True, help="Remove the branch; its commits stay in the store.")
 @click.option("--force", is_flag=True, help="Move a branch that exists; the log keeps where it was.")
+@click.option("-v", "--verbose", is_flag=True, help="List also what each branch alone takes.")
 @json_option
 @with_store
-def branch(store: cas.Store, name: str | None, rev: str | None, delete: bool, force: bool, as_json: bool) -> None:
+def branch(
+    store: cas.Store, name: str | None, rev: str | None, delete: bool, force: bool, verbose: bool, as_json: bool
+) -> None:
     """List branches, or make the branch NAME at REV.
 
-    JSON when listing: name, id, step, time, message.
+    With -v also the stored bytes that no other branch or tag leads to: what deleting the branch would free, once
+    garbage is collected.
+
+    JSON when listing: name, id, step, time, message; with -v also frees.
     """
-    _check(name, rev, delete, as_json)
+    _check(name, rev, delete, as_json or verbose)
     if name is None:
-        _list(store, "branches", as_json)
+        _list(store, "branches", as_json, store.branch_sizes() if verbose else {})
     elif delete:
         was = store.refs()["branches"].get(name, "")
         store.delete_branch(name)
@@ -44,8 +52,8 @@ def branch(store: cas.Store, name: str | None, rev: str | None, delete: bool, fo
     short_help="List, make or remove tags.",
     epilog=example("cas tag", "cas tag v1", "cas tag best main@min:loss", "cas tag -d v1"),
 )
-@click.argument("name", required=False)
-@click.argument("rev", required=False)
+@click.argument("name", required=False, shell_complete=complete_revision)
+@click.argument("rev", required=False, shell_complete=complete_revision)
 @click.option("-d", "--delete", is_flag=True, help="Remove the tag.")
 @json_option
 @with_store
@@ -56,7 +64,7 @@ def tag(store: cas.Store, name: str | None, rev: str | None, delete: bool, as_js
     """
     _check(name, rev, delete, as_json)
     if name is None:
-        _list(store, "tags", as_json)
+        _list(store, "tags", as_json, {})
     elif delete:
         at = store.refs()["tags"].get(name, "")
         store.delete_tag(name)
@@ -69,17 +77,26 @@ def _check(name: str | None, rev: str | None, delete: bool, as_json: bool) -> No
     if delete and (name is None or rev is not None):
         raise click.UsageError("-d takes one name and no revision", click.get_current_context())
     if as_json and name is not None:
-        raise click.UsageError("--json is for listing, without a name", click.get_current_context())
+        raise click.UsageError("--json and -v are for listing, without a name", click.get_current_context())
 
 
-def _list(store: cas.Store, kind: str, as_json: bool) -> None:
+def _list(store: cas.Store, kind: str, as_json: bool, sizes: dict[str, int]) -> None:
+    """`sizes`: of some refs, what deleting them would free."""
     commits = [(name, store.resolve(held)) for name, held in sorted(store.refs()[kind].items())]
     if as_json:
         for name, at in commits:
-            say_json({"name": name, "id": at.id, "step": at.step, "time": at.time, "message": at.message})
+            frees = {"frees": sizes[name]} if name in sizes else {}
+            say_json({"name": name, "id": at.id, "step": at.step, "time": at.time, "message": at.message, **frees})
         return
     rows = [
-        (name, at.id[:8], "" if at.step is None else f"step {at.step}", age(at.time), title(at.message))
+        (
+            name,
+            at.id[:8],
+            "" if at.step is None else f"step {at.step}",
+            age(at.time),
+            f"frees {human_bytes(sizes[name])}" if name in sizes else "",
+            title(at.message),
+        )
         for name, at in commits
     ]
-    table(rows, right={3}, colour={0: "green", 1: "yellow", 3: "dim"})
+    table(rows, right={3, 4}, colour={0: "green", 1: "yellow", 3: "dim"})

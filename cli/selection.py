@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cas.commits import human_bytes
 from cas.errors import Invalid
-from cas.leaves import Leaf, TensorLeaf
+from cas.leaves import Leaf, TensorLeaf, ValueLeaf
 from cas.paths import Path, format_path
 
 from .output import listed
@@ -27,10 +28,14 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Tensors by the names that they get, in the state's order, and what was left out."""
+    """Tensors by the names that they get, in the state's order, and what was left out.
+
+    `taken_apart` are values of a framework (sparse and quantised tensors), path to type: their tensors are taken.
+    """
 
     tensors: dict[str, TensorLeaf]
     left_out: list[LeftOut]
+    taken_apart: dict[str, str]
 
 
 def select(leaves: Iterable[Leaf], prefix: Path | None, take_all: bool) -> Selection:
@@ -50,7 +55,19 @@ def select(leaves: Iterable[Leaf], prefix: Path | None, take_all: bool) -> Selec
             named[name] = leaf
     if not named:
         raise Invalid(f"there are no tensors at {format_path(prefix)}; `cas show` lists what there is")
-    return Selection(named, _left_out(held, prefix))
+    composites = [leaf for leaf in _composites(held) if leaf.path[: len(prefix)] == prefix]
+    paths = {leaf.path for leaf in composites}
+    rest = [leaf for leaf in held if leaf.path not in paths]
+    return Selection(named, _left_out(rest, prefix), {format_path(leaf.path): leaf.kind for leaf in composites})
+
+
+def _composites(leaves: list[Leaf]) -> list[ValueLeaf]:
+    """The values whose parts follow them."""
+    return [
+        leaf
+        for leaf, after in pairwise(leaves)
+        if isinstance(leaf, ValueLeaf) and after.path[: len(leaf.path)] == leaf.path
+    ]
 
 
 def _model(leaves: list[Leaf]) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -12,8 +12,11 @@ import click
 import cas
 from cas.commits import human_bytes
 from cas.errors import Invalid
+from cas.local import LocalBackend
+from cas.stats import CommitStats, PartStats
 
 from . import places
+from .completion import complete_revision
 from .options import example, json_option, said, store_option, with_store
 from .output import clean, listed, paint, plural, say, say_json, table
 
@@ -73,22 +76,42 @@ def _say_finding(finding: cas.Finding) -> None:
         say(f"    commits  {clean(listed([name[:8] for name in finding.commits]))}")
 
 
-@click.command(short_help="What the store holds and takes.", epilog=example("cas stats", "cas stats --json"))
+@click.command(
+    short_help="What the store, or one commit, holds and takes.",
+    epilog=example("cas stats", "cas stats main", "cas stats main~1 --json"),
+)
+@click.argument("rev", required=False, shell_complete=complete_revision)
 @json_option
-@with_store
-def stats(store: cas.Store, as_json: bool) -> None:
-    """What the store holds, and what it takes on disk.
+@store_option
+def stats(rev: str | None, as_json: bool, place: str | None) -> None:
+    """What the store takes on disk and holds; with REV what that commit holds, and shares with its first parent.
 
-    JSON, one object: path, disk (bytes of all files), packs, commits, blocks, raw and stored (bytes of all distinct
+    JSON, one object: path, disk (bytes of all files), files (bytes that the commits would take as files of their own),
+    history (commits that branches and tags lead to), packs, commits, blocks, raw and stored (bytes of all distinct
     objects before and after compression), branches, tags, codecs (objects by how they are stored).
+
+    JSON with REV, one object: id; whole and each of parts (the top of the state) with path, blocks, raw and stored
+    (bytes of these, distinct), shared and shared_stored (blocks that the first parent needs, too, and their bytes).
     """
-    held = store.stats()
+    with cas.open(places.find(said(place))) as store:
+        held = store.stats() if rev is None else store.commit_stats(rev)
+    if isinstance(held, CommitStats):
+        _say_commit(held, as_json)
+        return
+    # Taken anew: while the index is open, it lacks the file that says that it was closed.
+    held = replace(held, disk=sum(info.size for info in LocalBackend(store.path).list("")))
     if as_json:
         say_json({"path": str(Path(store.path)), **asdict(held)})
-        return
+    else:
+        _say_store(held)
+
+
+def _say_store(held: cas.StoreStats) -> None:
     ratio = f"{held.stored / held.raw:.3f} of raw" if held.raw else ""
+    times = f", {held.files / held.disk:.2f} times what the store takes" if held.files else ""
     rows = [
-        ("disk", human_bytes(held.disk), "all files"),
+        ("disk", human_bytes(held.disk), f"all files: {held.disk:,} bytes"),
+        ("files", human_bytes(held.files), f"{plural(held.history, 'commit')} as files of their own{times}"),
         ("stored", human_bytes(held.stored), ratio),
         ("raw", human_bytes(held.raw), "distinct objects before compression"),
         ("commits", f"{held.commits:,}", ""),
@@ -99,3 +122,18 @@ def stats(store: cas.Store, as_json: bool) -> None:
         ("codecs", "", ", ".join(f"{name} {count:,}" for name, count in held.codecs.items())),
     ]
     table(rows, right={1}, colour={0: "dim", 2: "dim"})
+
+
+def _say_commit(held: CommitStats, as_json: bool) -> None:
+    if as_json:
+        say_json(asdict(held))
+        return
+    rows: list[tuple[str, ...]] = [("", "raw", "stored", "blocks", "in the parent", "of which stored")]
+    rows += [_part_row(part.path, part) for part in held.parts]
+    rows.append(_part_row("the commit", held.whole))
+    table(rows, right={1, 2, 3, 4, 5})
+
+
+def _part_row(name: str, part: PartStats) -> tuple[str, ...]:
+    sizes = human_bytes(part.raw), human_bytes(part.stored)
+    return name, *sizes, f"{part.blocks:,}", f"{part.shared:,}", human_bytes(part.shared_stored)

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
-import resource
-import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
-from cli_process import COMMAND, array, environment, make_store, objects, ok, refused, run, training_state
+from checkouts import WEIGHTS, assert_same, commit, left_in
+from cli_process import array, environment, make_store, objects, ok, refused, training_state
 
 import cas
-from cas.cli.export import WEIGHTS
-from cas.cli.folder import NewFolder
-from cas.cli.safetensors import header, ordered
 from cas.cli.selection import select
+from cas.cli.to_safetensors import header, ordered
+from cas.cli.weights import Weight
 from cas.dtypes import DTYPES
 from cas.errors import Invalid, Unsupported
 from cas.extent import Extent, ShardBlocks, extent_of
 from cas.grid import Box
 from cas.leaves import Leaf, TensorLeaf, ValueLeaf, slabs
 from cas.nodes import EMPTY, TensorEntry
-
-Arrays = Mapping[str, np.ndarray[Any, Any]]
-
-
-def assert_same(file: Path, expected: Arrays) -> None:
-    """The safetensors library reads exactly these arrays."""
-    found = safetensors.numpy.load_file(file)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
-        assert found[name].tobytes() == value.tobytes()
-
-
-def commit(place: Path, state: Any, **options: Any) -> None:
-    with cas.open(place / ".cas", create=True) as store:
-        store.commit(state, **options)
-
-
-def left_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name not in (".cas", "side-config.json"))
 
 
 @pytest.fixture
@@ -146,15 +118,12 @@ def test_a_state_without_tensors_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, 2, "checkout", "--all")
 
 
-def test_tied_tensors_are_written_under_both_names(tmp_path: Path) -> None:
-    shared = array(300, 300)
-    commit(tmp_path, {"model": {"wte": shared, "head": shared}})
-    ok(tmp_path, "checkout", "-o", "out")
-    assert_same(tmp_path / "out" / WEIGHTS, {"wte": shared, "head": shared})
-
-
 def leaf(*path: str | int, dtype: str = "float32", shape: tuple[int, ...] = (2,)) -> TensorLeaf:
     return TensorLeaf(path, TensorEntry("numpy", dtype, shape, EMPTY, None))
+
+
+def weight(*path: str, dtype: str = "float32", shape: tuple[int, ...] = (2,)) -> Weight:
+    return Weight(".".join(path), leaf(*path, dtype=dtype, shape=shape), dtype)
 
 
 def test_what_is_left_out_is_named_where_it_forks_off() -> None:
@@ -206,12 +175,12 @@ def test_twenty_thousand_small_tensors(tmp_path: Path) -> None:
 
 def test_every_dtype_is_written_or_refused_by_its_path() -> None:
     for name in DTYPES:
-        tensor = {"a": leaf("model", "a", dtype=name)}
+        tensor = [weight("model", "a", dtype=name)]
         if name in ("complex32", "complex128"):
             with pytest.raises(Unsupported, match=rf"model/a is {name}"):
-                header(tensor)
+                header(tensor, {})
         else:
-            header(tensor)
+            header(tensor, {})
 
 
 def test_a_dtype_that_safetensors_lacks_is_one_sentence(tmp_path: Path) -> None:
@@ -250,9 +219,9 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
 
 
 def test_the_header_is_that_of_the_format() -> None:
-    tensors = ordered({"b": leaf("b", dtype="int8", shape=(3,)), "a": leaf("a"), "z": leaf("z", dtype="float64")})
-    assert list(tensors) == ["z", "a", "b"]
-    data = header(tensors)
+    tensors = ordered([weight("b", dtype="int8", shape=(3,)), weight("a"), weight("z", dtype="float64")])
+    assert [tensor.name for tensor in tensors] == ["z", "a", "b"]
+    data = header(tensors, {})
     text = (
         b'{"__metadata__":{"format":"pt"},"z":{"dtype":"F64","shape":[2],"data_offsets":[0,16]},'
         b'"a":{"dtype":"F32","shape":[2],"data_offsets":[16,24]},"b":{"dtype":"I8","shape":[3],"data_offsets":[24,27]}}'
@@ -264,7 +233,7 @@ def test_the_header_is_that_of_the_format() -> None:
 
 def test_the_name_that_safetensors_keeps_is_refused() -> None:
     with pytest.raises(Invalid, match="keeps for itself"):
-        header({"__metadata__": leaf("__metadata__")})
+        header([weight("__metadata__")], {})
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (2, 3, 4), (1, 1, 9), (5, 1, 2)])
@@ -287,227 +256,6 @@ def test_a_stream_is_cut_into_pieces_of_the_size_asked_for(tmp_path: Path) -> No
         pieces = [bytes(piece) for piece in leaves.stream(tensors, 4 << 20)]
     assert all(len(piece) <= 4 << 20 for piece in pieces)
     assert b"".join(pieces) == b"".join(value.tobytes() for value in arrays.values())
-
-
-# -- where, and all or nothing ------------------------------------------------------------------------------------
-
-
-def test_the_default_directory(place: Path) -> None:
-    with cas.open(place / ".cas") as store:
-        store.branch("runs/a", "main~1")
-        tip = store.resolve("main").id
-        store.tag("v1")
-        store.branch("none")
-        store.commit({"w": array(1)}, branch="none")
-    for rev, name in {"runs/a": "runs-a-step10", tip[:6]: f"{tip[:8]}-step20", "v1": None, "none": "none"}.items():
-        if name is None:
-            assert "not empty" in refused(place, 3, "checkout", rev)  # the commit that the id named before
-        else:
-            ok(place, "checkout", rev)
-            assert (place / name / WEIGHTS).is_file()
-
-
-def test_a_directory_that_is_not_empty_is_refused_without_force(place: Path) -> None:
-    out = place / "out"
-    out.mkdir()
-    (out / "mine").write_text("keep")
-    (out / WEIGHTS).write_text("old")
-    assert "--force" in refused(place, 3, "checkout", "-o", "out")
-    assert ((out / WEIGHTS).read_text(), left_in(out)) == ("old", ["mine", WEIGHTS])
-    ok(place, "checkout", "-o", "out", "--force")
-    assert left_in(out) == ["config.json", "mine", WEIGHTS]
-    assert (out / "mine").read_text() == "keep"
-    assert_same(out / WEIGHTS, {"wte.weight": array(64, 32, seed=20), "head.bias": array(32, seed=21)})
-
-
-def test_an_empty_directory_the_current_one_and_a_link_are_filled(place: Path) -> None:
-    for name in ("empty", "here", "target"):
-        (place / name).mkdir()
-    (place / "link").symlink_to("target")
-    ok(place, "checkout", "-o", "empty")
-    ok(place / "here", "checkout", "-o", ".")
-    ok(place, "checkout", "-o", "link")
-    for name in ("empty", "here", "target"):
-        assert left_in(place / name) == ["config.json", WEIGHTS]
-
-
-def test_missing_directories_above_are_made(place: Path) -> None:
-    ok(place, "checkout", "-o", "a/b/c")
-    assert left_in(place / "a" / "b" / "c") == ["config.json", WEIGHTS]
-    assert left_in(place) == ["a"]
-
-
-def test_a_file_in_the_way_is_refused(place: Path) -> None:
-    (place / "file").touch()
-    refused(place, 2, "checkout", "-o", "file")
-    refused(place, 3, "checkout", "-o", "file/below")
-    assert left_in(place) == ["file"]
-
-
-def test_what_a_killed_checkout_left_is_in_nobodys_way(place: Path) -> None:
-    (place / "out" / ".cas-checkout-0123").mkdir(parents=True)
-    ok(place, "checkout", "-o", "out")
-
-
-def test_new_files_have_the_usual_rights(place: Path) -> None:
-    ok(place, "checkout", "-o", "out")
-    mask = os.umask(0)
-    os.umask(mask)
-    assert (place / "out").stat().st_mode & 0o777 == 0o777 & ~mask
-    assert (place / "out" / WEIGHTS).stat().st_mode & 0o777 == 0o666 & ~mask
-
-
-@pytest.mark.parametrize("name", ["../out", "/abs", "a/../../b", "a\x1b[2J", "", "a//b", ".", WEIGHTS, f"{WEIGHTS}/x"])
-def test_side_files_of_a_hostile_store_stay_in_the_directory(
-    name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from dataclasses import replace
-
-    from cas.cli.main import main
-
-    resolve = cas.Store.resolve
-    monkeypatch.setattr(cas.Store, "resolve", lambda self, rev=None: replace(resolve(self, rev), files=(name,)))
-    monkeypatch.chdir(place)
-    assert main(["checkout"]) == 2
-    assert "side file" in capsys.readouterr().err
-    assert left_in(place) == []
-
-
-class Cut(Exception):
-    """Stands for whatever ends a checkout early."""
-
-
-@pytest.mark.parametrize("inside", [False, True])
-def test_an_error_at_any_moment_leaves_nothing(inside: bool, tmp_path: Path) -> None:
-    out = tmp_path / "a" / "out"
-    if inside:
-        out.mkdir(parents=True)
-    with pytest.raises(Cut), NewFolder(out, False) as folder:
-        folder.write("first", [b"1"])
-        assert not inside or left_in(out)[0].startswith(".cas-checkout-")
-        assert inside or not out.exists()
-        raise Cut
-    assert left_in(tmp_path) == (["a"] if inside else [])
-    assert not inside or left_in(out) == []
-
-
-def test_a_directory_that_another_made_meanwhile_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(OSError), NewFolder(tmp_path / "out", False) as folder:
-        folder.write("ours", [b"1"])
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "theirs").touch()
-    assert left_in(tmp_path) == ["out"]
-    assert left_in(tmp_path / "out") == ["theirs"]
-
-
-def test_the_weights_come_last_into_a_directory_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved = []
-    replace = os.replace
-
-    def watch(source: Path, target: Path) -> None:
-        moved.append(Path(target).name)
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", watch)
-    with NewFolder(tmp_path, False) as folder:
-        folder.write("weights", [b"1"])
-        folder.write("deep/config", [b"2"])
-    assert moved == ["config", "weights"]
-    assert (tmp_path / "deep" / "config").read_bytes() == b"2"
-
-
-def big_store(place: Path, megabytes: int) -> None:
-    rows = megabytes * 250_000
-    commit(place, {"model": {f"w{number}": array(rows // 4, seed=number) for number in range(4)}}, step=1)
-
-
-@pytest.mark.parametrize("sent", [signal.SIGINT])
-def test_an_interrupt_leaves_nothing_visible(sent: signal.Signals, tmp_path: Path) -> None:
-    big_store(tmp_path, 400)
-    for _ in range(5):
-        code, said = interrupted_checkout(tmp_path, sent)
-        if code != 0:
-            break
-        shutil.rmtree(tmp_path / "main-step1")  # it was whole before the signal came
-    assert code == 130
-    assert "Traceback" not in said
-    assert left_in(tmp_path) == []
-
-
-def interrupted_checkout(tmp_path: Path, sent: signal.Signals) -> tuple[int, str]:
-    """Send a signal once the checkout has begun to write; its exit code and what it said."""
-    with subprocess.Popen(
-        [*COMMAND, "checkout"],
-        cwd=tmp_path,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(sent, signal.SIG_DFL),  # noqa: PLW1509 - a runner in the background ignores it
-    ) as child:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".cas-checkout-*/*")) and time.monotonic() < deadline:
-            if child.poll() is not None:
-                break
-            time.sleep(0.001)
-        time.sleep(0.02)
-        child.send_signal(sent)
-        assert child.stderr is not None
-        said = child.stderr.read().decode()
-    return child.returncode, said
-
-
-def test_a_full_disk_leaves_nothing_visible(tmp_path: Path) -> None:
-    """A limit on the size of files stands for it: the write fails in the same place."""
-    big_store(tmp_path, 48)
-    ok(tmp_path, "log")
-    limit = 24 << 20
-    done = subprocess.run(
-        [*COMMAND, "checkout"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert done.returncode == 3
-    assert done.stderr == f"cas: File too large: {tmp_path / 'main-step1' / WEIGHTS}\n"
-    assert left_in(tmp_path) == []
-
-
-def test_a_damaged_block_is_never_exported(tmp_path: Path) -> None:
-    commit(tmp_path, {"model": {"w": array(1 << 20)}}, codec="raw")
-    (pack,) = (path for path in (tmp_path / ".cas" / "packs").rglob("*") if path.is_file())
-    data = bytearray(pack.read_bytes())
-    data[len(data) // 2] ^= 1
-    pack.write_bytes(data)
-    assert "model/w" in refused(tmp_path, 13, "checkout")
-    assert left_in(tmp_path) == []
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_state(tmp_path: Path) -> None:
-    big_store(tmp_path, 1000)
-    code = (
-        "import sys, threading, time; from cas.cli.main import main\n"
-        "peak = 0\n"
-        "def watch():\n"
-        "    global peak\n"
-        "    while True:\n"
-        "        with open('/proc/self/status') as f:\n"
-        "            peak = max(peak, *(int(l.split()[1]) for l in f if l.startswith('RssAnon')))\n"
-        "        time.sleep(0.01)\n"
-        "threading.Thread(target=watch, daemon=True).start()\n"
-        "code = main(['checkout', '-o', 'out', '--json'])\n"
-        "print(peak)\n"
-        "sys.exit(code)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
-    )
-    report, peak = done.stdout.splitlines()
-    assert json.loads(report)["files"][WEIGHTS] > 1e9
-    assert int(peak) < 512 << 10
-    run(tmp_path, "fsck")
 
 
 def test_a_tensor_in_interleaved_shards_is_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

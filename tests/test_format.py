@@ -179,6 +179,8 @@ class Reader:
         if tag in (8, 9):
             data = self.content(node[2], [node[1]], 1)
             return data.decode() if tag == 8 else data
+        if tag in (13, 14):
+            return (*node[1:3], self.value(node[3]))
         if tag == 11:
             return int.from_bytes(node[2], "big") * (-1 if node[1] else 1)
         assert tag == 12
@@ -194,7 +196,7 @@ class Reader:
         if tie in self.ties:
             return self.ties[tie]
         data = self.content(content, shape, ITEM_SIZES[dtype])
-        assert framework == "numpy" and len(data) == math.prod(shape) * ITEM_SIZES[dtype]  # noqa: PT018
+        assert framework in ("numpy", "torch") and len(data) == math.prod(shape) * ITEM_SIZES[dtype]  # noqa: PT018
         array = np.frombuffer(data, dtype).reshape(shape)
         if tie is not None:
             self.ties[tie] = array
@@ -284,6 +286,31 @@ def test_a_stranger_reads_every_commit(written: tuple[Path, dict[str, Any]], bra
     assert reader.value(commit[8]) == {"sub/config.json": b'{"a": 1}'}
     assert reader.origin(*commit[9]) == {"a/b": TAKEN_IN}
     assert refs[1, "v1"] == refs[0, "zstd"]
+
+
+WRITE_COMPOSITES = """
+import sys, warnings, cas, torch
+warnings.simplefilter("ignore")
+state = {
+    "coo": torch.sparse_coo_tensor([[0, 1], [2, 0]], [1.5, 2.5], (2, 3), is_coalesced=True),
+    "quantised": torch.quantize_per_tensor(torch.tensor([0.5, 1.0]), 0.5, 3, torch.qint8),
+}
+with cas.open(sys.argv[1], create=True) as store:
+    store.commit(state, branch="main")
+"""
+
+
+def test_a_stranger_reads_composites(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", WRITE_COMPOSITES, str(tmp_path / "store")], check=True)
+    reader = Reader(tmp_path / "store")
+    commit = reader.object(COMMIT, reader.root()[4][0][2])
+    found = reader.value(reader.object(TREE, commit[0])[0])
+    indices, values = np.array([[0, 1], [2, 0]]), np.array([1.5, 2.5], np.float32)
+    coo = {"size": ("torch", "size", "2,3"), "coalesced": True, "indices": indices, "values": values}
+    quantised = {"int_repr": np.array([4, 5], np.int8), "scale": 0.5, "zero_point": 3}
+    assert list(found) == ["coo", "quantised"]
+    assert describe(found["coo"]) == describe(("torch", "sparse_coo", coo))
+    assert describe(found["quantised"]) == describe(("torch", "quantized_per_tensor", quantised))
 
 
 def test_what_is_read_uses_every_codec_width_and_flag(written: tuple[Path, dict[str, Any]]) -> None:

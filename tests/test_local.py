@@ -24,7 +24,7 @@ import pytest
 
 import cas.local
 from cas.backend import Unsettled
-from cas.directfile import BufferPool
+from cas.directfile import ALIGNMENT, BufferPool, DirectStream
 from cas.errors import Corrupt, Exists, Invalid, NotFound, Unsupported
 from cas.local import OPEN_FILES, STREAM_FROM, LocalBackend, create_root
 
@@ -105,6 +105,28 @@ def test_a_streamed_file_has_exactly_its_bytes(
     put(store, "packs/aa/one", BYTES[:size])
     assert (Path(store.root) / "packs/aa/one").read_bytes() == BYTES[:size]
     assert files_below(store.root) == ["packs/aa/one"]
+
+
+@pytest.mark.parametrize("way", ["direct", "refused"])
+def test_a_stream_filled_in_place_has_exactly_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Counts of any alignment, copies between them, and buffers that are full to the last byte."""
+    if way == "refused":
+        refuse_direct(monkeypatch, at_write=True)
+    least, expected = 64 << 10, bytearray()
+    with open(tmp_path / "file", "wb") as file:
+        stream = DirectStream(file.fileno(), BufferPool(limit=2, size=least + ALIGNMENT))
+        for count in (1, least, 4095, 4096, least - 1, 0, least, 12_345):
+            room = stream.room(least)
+            assert len(room) >= least
+            room[:count] = BYTES[count : 2 * count]
+            stream.advance(count)
+            stream.write(memoryview(BYTES)[:count])
+            expected += BYTES[count : 2 * count] + BYTES[:count]
+        stream.finish()
+        stream.stop()
+    assert (tmp_path / "file").read_bytes() == expected
 
 
 def refuse_direct(monkeypatch: pytest.MonkeyPatch, at_write: bool) -> None:

@@ -35,7 +35,9 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     pairs = st.dictionaries(keys, inner, max_size=20).map(lambda d: [list(pair) for pair in d.items()])
     keyed = st.tuples(st.sampled_from([Tag.DICT, Tag.ORDERED, Tag.COUNTER]), pairs).map(list)
     listed = st.tuples(st.sampled_from([Tag.LIST, Tag.TUPLE]), st.lists(inner, max_size=20)).map(list)
-    return st.one_of(keyed, listed)
+    parts = st.one_of(pairs.map(lambda entries: [Tag.DICT, entries]), st.just([Tag.REF, ID]))
+    composite = parts.map(lambda held: [Tag.COMPOSITE, "torch", "a kind", held])
+    return st.one_of(keyed, listed, composite)
 
 
 nodes = st.recursive(leaves, containers, max_leaves=40)
@@ -145,7 +147,7 @@ def test_another_version_or_length_is_corrupt(data: bytes) -> None:
 
 BAD_NODES: dict[str, Any] = {
     "no tag": [],
-    "tag 14": [14, []],
+    "tag 15": [15, []],
     "tag -1": [-1, []],
     "bool as tag": [True, []],
     "text as tag": ["a", []],
@@ -201,6 +203,18 @@ BAD_NODES: dict[str, Any] = {
     "scalar of an unknown dtype": [Tag.SCALAR, "int17", b"ab"],
     "foreign of three": [Tag.FOREIGN, "torch", "dtype"],
     "foreign of bytes": [Tag.FOREIGN, "torch", "dtype", b"float32"],
+    "composite without parts": [Tag.COMPOSITE, "torch", "sparse_coo"],
+    "composite with more": [Tag.COMPOSITE, "torch", "sparse_coo", [Tag.DICT, []], None],
+    "composite of framework 3": [Tag.COMPOSITE, 3, "sparse_coo", [Tag.DICT, []]],
+    "composite of kind nil": [Tag.COMPOSITE, "torch", None, [Tag.DICT, []]],
+    "composite of a list": [Tag.COMPOSITE, "torch", "sparse_coo", [Tag.LIST, []]],
+    "composite of an ordered dict": [Tag.COMPOSITE, "torch", "sparse_coo", [Tag.ORDERED, []]],
+    "composite of tensor": [Tag.COMPOSITE, "torch", "sparse_coo", W],
+    "composite of itself": [Tag.COMPOSITE, "torch", "a", [Tag.COMPOSITE, "torch", "b", [Tag.DICT, []]]],
+    "composite of a value": [Tag.COMPOSITE, "torch", "sparse_coo", 5],
+    "composite of nothing": [Tag.COMPOSITE, "torch", "sparse_coo", []],
+    "composite of a bad part": [Tag.COMPOSITE, "torch", "a", [Tag.DICT, [["b", [99]]]]],
+    "composite with a part twice": [Tag.COMPOSITE, "torch", "a", [Tag.DICT, [["b", 1], ["b", 1]]]],
 }
 
 
@@ -224,8 +238,9 @@ def test_nesting_is_bounded() -> None:
     for _ in range(MAX_DEPTH):
         node = [Tag.LIST, [node]]
     assert decode_tree(encode_tree(node)) == node
-    with pytest.raises(Corrupt, match="nested too deep"):
-        decode_tree(encode_tree([Tag.LIST, [node]]))
+    for deeper in ([Tag.LIST, [node]], [Tag.COMPOSITE, "torch", "a kind", [Tag.DICT, [["a", node]]]]):
+        with pytest.raises(Corrupt, match="nested too deep"):
+            decode_tree(encode_tree(deeper))
 
 
 @pytest.mark.parametrize("depth", [200, 5000, 1_000_000])
@@ -248,6 +263,14 @@ PINNED = {
     "counter": ([Tag.COUNTER, [["a", 2]]], "92059192a16102"),
     "scalar": ([Tag.SCALAR, "float16", b"\0<"], "930ca7666c6f61743136c402003c"),
     "foreign": ([Tag.FOREIGN, "torch", "dtype", "bfloat16"], "940da5746f726368a56474797065a862666c6f61743136"),
+    "composite": (
+        [Tag.COMPOSITE, "torch", "sparse_coo", [Tag.DICT, [["a", 1]]]],
+        "940ea5746f726368aa7370617273655f636f6f92019192a16101",
+    ),
+    "composite elsewhere": (
+        [Tag.COMPOSITE, "torch", "enum", [Tag.REF, ID]],
+        "940ea5746f726368a4656e756d9200c420" + ID.hex(),
+    ),
     "ref": ([Tag.REF, ID], "9200c420" + ID.hex()),
     "parts": ([Tag.PARTS, Tag.LIST, [ID]], "93060291c420" + ID.hex()),
     "text in blocks": ([Tag.TEXT, 65537, [ID]], "9308ce0001000191c420" + ID.hex()),

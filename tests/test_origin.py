@@ -61,6 +61,18 @@ def test_a_file_of_many_pieces_comes_back(tmp_path: Path) -> None:
     assert files == {"f": data, "empty": b""}
 
 
+def test_a_piece_of_a_larger_tensor_is_cut_as_the_tensor_is(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(os.urandom(3 << 20))
+    file = KnownFile.at(tmp_path / "f")
+    with cas.open(tmp_path / "store", create=True) as store:
+        for cell, blocks in ((0, 12), (1 << 20, 3), (4 << 20, 1), (8 << 20, 1)):
+            commit = store.commit({}, origin={"f": [file.part(0, file.nbytes, cell)]})
+            assert commit.stats
+            assert commit.stats.blocks == blocks
+            (stored,) = store.leaves("main").origin()
+            assert content(store, stored) == (tmp_path / "f").read_bytes()
+
+
 def test_side_files_stream(tmp_path: Path, file: KnownFile) -> None:
     with cas.open(tmp_path / "store", create=True) as store:
         store.commit({}, files={"a/big": file.path})

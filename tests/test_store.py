@@ -306,6 +306,7 @@ def test_a_full_pack_makes_room_for_the_next(store: Store, monkeypatch: pytest.M
         ({"step": 1 << 64}, Invalid),
         ({"metrics": {"loss": "low"}}, Invalid),
         ({"metrics": {"loss": True}}, Invalid),
+        ({"metrics": {"loss": 1 << 1100}}, Invalid),
         ({"metrics": {"loss": np.zeros(2)}}, Invalid),
         ({"metrics": {1: 2.0}}, Invalid),
         ({"metrics": {"": 2.0}}, Invalid),

@@ -12,8 +12,8 @@ from cas.dtypes import DTYPES, DType
 from cas.errors import Invalid, Unsupported
 from cas.tensors import Array, ArraySource
 
+from . import composite, foreign, subclass
 from . import device as devices
-from . import foreign
 from .memory import elements, writable_bytes
 
 _DTYPES: dict[torch.dtype, DType] = {
@@ -29,15 +29,18 @@ class TorchAdapter:
 
     framework = "torch"
 
-    def tensor(self, value: Any) -> tensors.Tensor | None:
+    def tensor(self, value: Any) -> tensors.Tensor | tensors.Composite | None:
         kind = type(value)
         if kind is not torch.Tensor and kind is not Parameter:
             if not isinstance(value, torch.Tensor):
                 return None
-            raise Unsupported(_subclass(value))
+            return subclass.parts_of(value)
         dtype = _DTYPES.get(value.dtype)
         if dtype is None or not _is_plain(value):
-            raise Unsupported(_refusal(value))
+            parts = composite.parts_of(value)
+            if parts is None:
+                raise Unsupported(_refusal(value))
+            return parts
         shape = tuple(value.shape)
         if value.is_conj() or value.is_neg():
             # The copy is nobody else's, and the memory under it holds other numbers: nothing ties to it.
@@ -52,6 +55,9 @@ class TorchAdapter:
 
     def value(self, kind: str, text: str) -> Any:
         return foreign.value(kind, text)
+
+    def compose(self, kind: str, parts: dict[Any, Any]) -> Any:
+        return composite.compose(kind, parts)
 
     def empty(self, dtype: DType, shape: tuple[int, ...]) -> tuple[torch.Tensor, memoryview]:
         if dtype not in _TORCH:
@@ -132,26 +138,14 @@ def _refusal(tensor: torch.Tensor) -> str:
         return "is a nested tensor; commit its parts, as from unbind()"
     if tensor.is_quantized:
         return f"is a quantised tensor ({tensor.dtype}); commit its int_repr() with the scale and the zero point"
+    if tensor.is_meta:
+        return "is a tensor on the meta device, which has no data; materialise it first"
     if tensor.layout is not torch.strided:
         what = "mkldnn" if tensor.is_mkldnn else "sparse"
         return f"is a {what} tensor ({tensor.layout}); commit to_dense(), or its parts as tensors of their own"
-    if tensor.is_meta:
-        return "is a tensor on the meta device, which has no data; materialise it first"
     if tensor.ndim > _MAX_DIMENSIONS:
         return f"is a tensor of {tensor.ndim} dimensions; up to {_MAX_DIMENSIONS} are supported, reshape it"
     return f"is a tensor of {tensor.dtype}, which this version does not store; commit it as view(torch.uint8)"
-
-
-def _subclass(tensor: torch.Tensor) -> str:
-    """Why an instance of a tensor subclass cannot be stored. Looked up by name: the classes are not imported here."""
-    name = type(tensor).__name__
-    if name in ("DTensor", "ShardedTensor"):
-        return f"is a {name}, which is sharded; ranks cannot commit together in this release, commit full tensors"
-    if name == "FakeTensor":
-        return "is a FakeTensor, which has no data; commit outside of fake tensor mode"
-    if name in ("UninitializedParameter", "UninitializedBuffer"):
-        return f"is an {name}, which has no data yet; run the lazy module on one batch first"
-    return f"is a {name}, a tensor subclass; commit the plain tensors that it consists of"
 
 
 ADAPTER = TorchAdapter()

@@ -62,6 +62,7 @@ class Forge:
             "metrics": EMPTY,
             "meta": EMPTY,
             "files": EMPTY,
+            "origin": None,
             "sizes": [0, 0, 0],
         }
         return self.add(Kind.COMMIT, msgpack(list({**honest, **fields}.values())))

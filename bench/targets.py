@@ -1,0 +1,152 @@
+"""The figures that have a target. Each names two ways of one operation and how they must compare.
+
+A figure of another part of the bench is one more line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cas.crew import default_threads
+
+from .commands import CP
+from .results import Results, seconds
+from .timing import Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`speed`: ours is at least `bound` times as fast as theirs; `time`: ours takes at most `bound` times theirs;
+    `more`: ours takes at most `bound` seconds more than theirs."""
+
+    what: str
+    workload: str
+    operation: str
+    ours: str
+    theirs: str
+    kind: Literal["speed", "time", "more"]
+    bound: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured number, what it should be, and the median seconds behind it."""
+
+    what: str
+    value: float
+    target: str
+    met: bool
+    medians: str
+
+
+SAVE = "torch.save"
+MIN_PLANES = 0.84
+MAX_MEMORY = 512 << 20
+TARGETS = (
+    Target("first commit, auto: speed over torch.save", "trained", "first", "cas auto", SAVE, "speed", 1.5),
+    Target("first commit, auto: speed over raw", "trained", "first", "cas auto", "cas raw", "speed", 0.9),
+    Target("first commit, planes: speed over torch.save", "trained", "first", "cas planes", SAVE, "speed", 0.8),
+    Target("unchanged commit: speed over torch.save", "trained", "unchanged", "cas auto", SAVE, "speed", 5),
+    Target(
+        f"unchanged commit: speed over BLAKE3 alone on {default_threads()} threads",
+        "trained",
+        "unchanged",
+        "cas auto",
+        "BLAKE3 alone",
+        "speed",
+        0.7,
+    ),
+    Target(
+        "verified load in a new process: speed over torch.load",
+        "trained",
+        "load, new process",
+        "cas raw",
+        SAVE,
+        "speed",
+        1.0,
+    ),
+    Target(
+        "verified load, repeated in one process: speed over torch.load",
+        "trained",
+        "load, repeated",
+        "cas raw",
+        SAVE,
+        "speed",
+        1.0,
+    ),
+    Target(
+        "one 4 MiB tensor: time over the whole load", "trained", "one tensor", "cas raw", "all of cas raw", "time", 0.01
+    ),
+    Target(
+        "caller blocked by commit_async: time over the same copies",
+        "trained",
+        "stall",
+        "cas auto",
+        "copies alone",
+        "time",
+        1.2,
+    ),
+    Target("20,000 tensors of 1 KiB, first: time over torch.save", "tiny", "first", "cas auto", SAVE, "time", 3),
+    Target(
+        "20,000 tensors of 1 KiB, unchanged: time over torch.save", "tiny", "unchanged", "cas auto", SAVE, "time", 1.5
+    ),
+    Target(
+        "commit with a million blocks in the index: time over that with ten thousand",
+        "growth",
+        "commit",
+        "1000000",
+        "10000",
+        "time",
+        1.3,
+    ),
+    Target("import of a safetensors file: speed over cp + fsync", "commands", "import", "cas", CP, "speed", 0.8),
+    Target("checkout of a safetensors file: speed over cp + fsync", "commands", "checkout", "cas", CP, "speed", 0.8),
+    Target(
+        "log of 10,000 commits, first screen: seconds after the command's start",
+        "commands",
+        "log, first screen",
+        "10,000 commits",
+        "1 commit",
+        "more",
+        0.2,
+    ),
+)
+
+
+def figures(results: Results) -> list[Figure]:
+    """The figures of those operations that were measured."""
+    found = []
+    for target in TARGETS:
+        timing = results.timing(target.workload, target.operation)
+        if timing is not None and {target.ours, target.theirs} <= timing.seconds.keys():
+            found.append(_figure(target, timing))
+    held = results.amount("commands", "anonymous memory at the peak")
+    if held is not None:
+        found += [_memory(way, held.values[way]) for way in ("import", "checkout")]
+    stored = results.amount("trained", "stored")
+    if stored is not None and "cas planes" in stored.values:
+        found.append(_planes(stored.values["cas planes"] / stored.values["state"]))
+    return found
+
+
+def _figure(target: Target, timing: Timing) -> Figure:
+    if target.kind == "more":
+        value = timing.excess(target.ours, target.theirs)
+    else:
+        speed = timing.speedup(target.ours, target.theirs)
+        value = speed if target.kind == "speed" else 1 / speed
+    met = value >= target.bound if target.kind == "speed" else value <= target.bound
+    bound = f"at {'least' if target.kind == 'speed' else 'most'} {target.bound}"
+    medians = f"{seconds(timing.median(target.ours))} against {seconds(timing.median(target.theirs))}"
+    return Figure(target.what, round(value, 4), bound, met, medians)
+
+
+def _memory(way: str, peak: float) -> Figure:
+    bound = f"at most {MAX_MEMORY >> 20}"
+    return Figure(f"anonymous memory of {way} at the peak, MiB", round(peak / 2**20, 1), bound, peak <= MAX_MEMORY, "")
+
+
+def _planes(share: float) -> Figure:
+    what = "first commit, planes: bytes on disk over those of the state"
+    return Figure(what, round(share, 4), f"at most {MIN_PLANES}", share <= MIN_PLANES, "")

@@ -1,0 +1,271 @@
+"""`cas commit`: checkpoints that exist as files come into the store, and out again byte for byte."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_process import COMMAND, environment, objects, ok, refused, run
+from safetensors.torch import load_file, save_file
+
+import cas
+
+
+def weights(seed: int, count: int = 3) -> dict[str, torch.Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    return {f"layer.{number}.weight": torch.randn(200, 300, generator=made) for number in range(count)}
+
+
+def trainer_checkpoint(folder: Path, step: int, seed: int) -> Path:
+    """What a Trainer writes: weights, optimizer, random state, arguments as a pickle with classes, and JSON."""
+    folder.mkdir(parents=True)
+    save_file(weights(seed), folder / "model.safetensors", metadata={"format": "pt"})
+    torch.save({"state": {0: {"exp_avg": torch.ones(3), "step": step}}}, folder / "optimizer.pt")
+    torch.save(argparse.Namespace(lr=1e-3), folder / "training_args.bin")
+    history = [{"loss": 2.5, "step": 1, "epoch": 0.1}, {"loss": 1 / step, "step": step}, {"eval_loss": 0.5}]
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": history}))
+    (folder / "config.json").write_text('{"model_type": "none"}')
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with cas.open(tmp_path / ".cas", create=True):
+        pass
+    return tmp_path
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    return objects(ok(folder, "log", "--json"))[::-1]
+
+
+def contents(top: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(top)): path.read_bytes() for path in sorted(top.rglob("*")) if path.is_file()}
+
+
+def test_a_safetensors_file_comes_in_and_out(folder: Path) -> None:
+    save_file(weights(1), folder / "m.safetensors", metadata={"format": "pt", "note": "kept"})
+    said = ok(folder, "commit", "m.safetensors", "-m", "the first")
+    assert "m.safetensors: 720 kB in 1 file, 721 kB new" in said
+    ok(folder, "checkout", "main", "-o", "out")
+    loaded = load_file(folder / "out/model.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights(1).items())
+    ok(folder, "checkout", "main", "--as-imported", "-o", "back")
+    assert contents(folder / "back") == {"m.safetensors": (folder / "m.safetensors").read_bytes()}
+    assert log(folder)[0]["message"] == "the first"
+
+
+def test_the_same_weights_from_different_containers_share_their_blocks(folder: Path) -> None:
+    held = weights(1)
+    save_file(held, folder / "a.safetensors")
+    torch.save(held, folder / "b.pt")
+    torch.save({"model_state_dict": held, "step": 5}, folder / "c.pth")
+    torch.save({"model": held, "args": argparse.Namespace()}, folder / "d.ckpt")
+    done = objects(ok(folder, "commit", "a.safetensors", "b.pt", "c.pth", "d.ckpt", "--json"))
+    assert [each["path"] for each in done] == ["c.pth", "a.safetensors", "b.pt", "d.ckpt"]
+    assert done[0]["new"] > 720_000
+    assert all(each["new"] < 8_000 for each in done[1:])
+    assert [each["tensors"] for each in done] == [3, 3, 3, 0]
+
+
+def test_a_pile_comes_in_by_steps_and_a_second_time_not_at_all(folder: Path) -> None:
+    for step in (1000, 500, 20):
+        trainer_checkpoint(folder / f"run/checkpoint-{step}", step, step)
+    torch.save({"model": weights(20), "global_step": 30}, folder / "run/noname.pt")
+    torch.save(weights(500), folder / "run/epoch=3-step=600.ckpt")
+    (folder / "run/train.log").write_text("...")
+    said = ok(folder, "commit", "run")
+    assert "left out, no checkpoints: run/train.log" in said
+    assert "training_args.bin is kept as bytes: it needs argparse.Namespace" in said
+    commits = log(folder)
+    assert [commit["step"] for commit in commits] == [20, 30, 500, 600, 1000]
+    assert commits[0]["metrics"] == {"loss": 0.05, "eval_loss": 0.5}
+    assert commits[1]["new"] < 8_000
+    assert commits[3]["new"] < 8_000
+    again = objects(ok(folder, "commit", "run", "--json"))
+    assert [(each["status"], each["id"]) for each in again] == [("skipped", commit["id"]) for commit in commits]
+    assert len(log(folder)) == 5
+
+
+def test_a_copy_with_other_times_is_found_to_be_in_by_what_it_holds(folder: Path) -> None:
+    trainer_checkpoint(folder / "checkpoint-5", 5, 1)
+    ok(folder, "commit", "checkpoint-5")
+    for path in (folder / "checkpoint-5").iterdir():
+        os.utime(path, (1, 1))
+    assert objects(ok(folder, "commit", "checkpoint-5", "--json"))[0]["status"] == "skipped"
+    torch.save({"state": {}}, folder / "checkpoint-5/optimizer.pt")
+    assert objects(ok(folder, "commit", "checkpoint-5", "--json"))[0]["status"] == "committed"
+    assert len(log(folder)) == 2
+
+
+def test_a_directory_comes_back_byte_for_byte_and_as_weights_with_its_side_files(folder: Path) -> None:
+    top = trainer_checkpoint(folder / "checkpoint-7", 7, 1)
+    (top / "sub").mkdir()
+    (top / "sub/extra.json").write_text("{}")
+    (top / "empty.txt").write_text("")
+    ok(folder, "commit", "checkpoint-7")
+    ok(folder, "checkout", "main", "--as-imported", "-o", "back")
+    assert contents(folder / "back") == contents(top)
+    ok(folder, "checkout", "main", "-o", "out")
+    sides = {"config.json", "trainer_state.json", "sub/extra.json", "empty.txt", "model.safetensors"}
+    assert contents(folder / "out").keys() == sides
+
+
+def test_shards_with_an_index_are_one_model(folder: Path) -> None:
+    held = weights(3, 4)
+    names = list(held)
+    (folder / "hf").mkdir()
+    for number, part in enumerate((names[:2], names[2:]), 1):
+        save_file({name: held[name] for name in part}, folder / f"hf/model-0000{number}-of-00002.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "?")}
+    (folder / "hf/model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "hf/config.json").write_text("{}")
+    ok(folder, "commit", "hf")
+    ok(folder, "checkout", "main", "-o", "out")
+    assert load_file(folder / "out/model.safetensors").keys() == held.keys()
+    ok(folder, "checkout", "main", "--as-imported", "-o", "back")
+    assert contents(folder / "back") == contents(folder / "hf")
+    (folder / "hf/model-00001-of-00002.safetensors").unlink()
+    said = refused(folder, 2, "commit", "hf")
+    assert "model.safetensors consists of 2 shards and 1 are missing" in said
+
+
+def test_a_dry_run_stores_nothing_and_says_what_it_would(folder: Path) -> None:
+    trainer_checkpoint(folder / "run/checkpoint-9", 9, 1)
+    (folder / "run/junk.bin").write_bytes(b"junk")
+    before = contents(folder / ".cas")
+    said = ok(folder, "commit", "run", "--dry-run")
+    assert "would store step 9 run/checkpoint-9: " in said
+    assert "junk.bin is kept as bytes: " in said
+    assert "2 checkpoints" in said
+    assert "nothing was stored" in said
+    planned = objects(ok(folder, "commit", "run", "--dry-run", "--json"))
+    assert [(each["status"], each["step"], each["id"]) for each in planned] == [("planned", 9, None), ("planned", None, None)]
+    after = contents(folder / ".cas")
+    assert {n: d for n, d in after.items() if "index" not in n} == {n: d for n, d in before.items() if "index" not in n}
+
+
+def test_branches_go_on_from_their_tips(folder: Path) -> None:
+    for number in (1, 2):
+        save_file(weights(number), folder / f"{number}.safetensors")
+        ok(folder, "commit", f"{number}.safetensors", "-b", "lora", "--step", number)
+    commits = objects(ok(folder, "log", "lora", "--json"))
+    assert [commit["step"] for commit in commits] == [2, 1]
+    assert commits[0]["parents"] == [commits[1]["id"]]
+
+
+def test_an_unknown_kind_of_file_that_is_named_is_kept(folder: Path) -> None:
+    (folder / "notes.xyz").write_bytes(os.urandom(100_000))
+    ok(folder, "commit", "notes.xyz")
+    ok(folder, "checkout", "main", "--as-imported", "-o", "back")
+    assert contents(folder / "back") == {"notes.xyz": (folder / "notes.xyz").read_bytes()}
+
+
+def test_a_link_that_leads_out_is_refused_and_followed_when_told(folder: Path, tmp_path_factory: Any) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "secret.safetensors"
+    save_file(weights(1), outside)
+    (folder / "run").mkdir()
+    (folder / "run/m.safetensors").symlink_to(outside)
+    assert "run/m.safetensors is a link that leads out of " in refused(folder, 2, "commit", "run")
+    ok(folder, "commit", "run", "--follow")
+    (folder / "run/loop").symlink_to(folder / "run")
+    ok(folder, "commit", "run", "--follow")
+    assert len(log(folder)) == 1
+
+
+def test_links_of_a_hub_cache_are_read(folder: Path) -> None:
+    snapshot = folder / "hub/models--a--b/snapshots/abc"
+    blobs = folder / "hub/models--a--b/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    save_file(weights(1), blobs / "1234")
+    (blobs / "5678").write_text("{}")
+    (snapshot / "model.safetensors").symlink_to(blobs / "1234")
+    (snapshot / "config.json").symlink_to("../../blobs/5678")
+    ok(folder, "commit", snapshot)
+    ok(folder, "checkout", "main", "-o", "out")
+    assert contents(folder / "out").keys() == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["a\nb.safetensors", "\x1b[31m.safetensors", os.fsdecode(b"\xff.safetensors")])
+def test_a_name_that_no_store_takes_is_refused_in_one_sentence(folder: Path, name: str) -> None:
+    save_file(weights(1, 1), folder / "m.safetensors")
+    (folder / "m.safetensors").rename(folder / name)
+    said = refused(folder, 2, "commit", folder / name)
+    assert "has a name that no store takes; rename it" in said
+    assert "\x1b" not in said
+    assert refs(folder) == {}
+
+
+def refs(folder: Path) -> dict[str, str]:
+    with cas.open(folder / ".cas") as store:
+        return store.refs()["branches"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["nothing"], 11, "nothing is not there"),
+        (["empty"], 2, "there are no checkpoints in empty"),
+        (["a.pt", "b.pt", "--step", "3"], 2, "--step is for a single checkpoint"),
+        (["a.pt", "-b", "bad:name"], 2, "bad:name"),
+        ([], 2, "missing argument"),
+        (["pipe"], 2, "pipe is not a regular file"),
+    ],
+)
+def test_mistakes_are_answered_in_one_sentence(folder: Path, arguments: list[str], code: int, said: str) -> None:
+    (folder / "empty").mkdir()
+    os.mkfifo(folder / "pipe")
+    for name in ("a.pt", "b.pt"):
+        torch.save({"w": torch.ones(3)}, folder / name)
+    assert said in refused(folder, code, "commit", *arguments)
+    assert refs(folder) == {}
+
+
+def test_stores_and_hidden_folders_in_a_pile_are_not_taken(folder: Path) -> None:
+    torch.save({"w": torch.ones(3)}, folder / "a.pt")
+    (folder / ".git").mkdir()
+    torch.save({"w": torch.zeros(3)}, folder / ".git/b.pt")
+    done = objects(ok(folder, "commit", ".", "--json"))
+    assert [each["path"] for each in done] == ["a.pt"]
+
+
+def test_a_file_larger_than_the_memory_that_is_allowed_streams(folder: Path) -> None:
+    """1 GiB of sparse file, with a limit of what the process may have in anonymous memory."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1 << 28], "data_offsets": [0, 1 << 30]}}).encode()
+    with open(folder / "m.safetensors", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + (1 << 30))
+    limited = ["prlimit", f"--data={400 << 20}", *COMMAND, "commit", "m.safetensors"]
+    done = subprocess.run(limited, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log(folder)[0]["new"] < 5 << 20
+
+
+def test_an_interrupt_leaves_the_branch_as_it_was(folder: Path) -> None:
+    big = torch.frombuffer(bytearray(os.urandom(1 << 20)), dtype=torch.float32).repeat(64).view(64, -1)
+    save_file({f"w{n}": big + n for n in range(8)}, folder / "big.safetensors")
+    save_file(weights(1), folder / "m.safetensors")
+    ok(folder, "commit", "m.safetensors")
+    reset = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    command = [*COMMAND, "commit", "big.safetensors"]
+    for delay in (0.4, 0.6):
+        child = subprocess.Popen(
+            command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=reset
+        )
+        time.sleep(delay)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=30)
+        assert child.returncode in (0, 130, -signal.SIGINT)  # the last is 130 to a shell
+        if child.returncode:
+            assert said.decode().endswith("cas: interrupted\n")
+    assert run(folder, "fsck", "--data").returncode == 0
+    assert len(log(folder)) in (1, 2)
