@@ -8,10 +8,14 @@ What the package offers is imported when it is first asked for, so that the comm
 process, and of ^C, before that takes its time.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+from importlib import import_module
+
+TYPE_CHECKING = False  # what type checkers take for True, without the time that `typing` takes
 if TYPE_CHECKING:
+    from typing import Any
+
     from .background import Pending
     from .commits import Commit, Stats
     from .diff import Difference

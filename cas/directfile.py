@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import sys
 import threading
@@ -25,10 +24,9 @@ from queue import SimpleQueue
 import numpy as np
 
 from .backend import Buffer, Unsettled
+from .buffers import BufferPool
 from .errors import Exists
 
-BUFFER_SIZE = 8 << 20
-BUFFERS = 3
 ALIGNMENT = 4096  # what every common disk and file system takes; a larger sector means buffered writes
 
 # A link that fails with one of these was not made. After any other error (EIO; a network file system whose
@@ -39,66 +37,6 @@ _NOT_LINKED = {
 }  # fmt: skip
 
 _O_DIRECT: int = getattr(os, "O_DIRECT", 0)  # absent on macOS
-
-
-class BufferPool:
-    """Page-aligned buffers, kept and reused because fresh memory costs as much as the write.
-
-    At most `limit` exist, except that a stream that holds none always gets one: two half-filled streams of
-    one thread would otherwise wait for each other forever. So memory is at most
-    `size * max(limit, open streams)`.
-    """
-
-    def __init__(self, limit: int = BUFFERS, size: int = BUFFER_SIZE) -> None:
-        self.size = size
-        self._limit = limit
-        self._made = 0
-        self._free: list[memoryview] = []
-        self._returned = threading.Condition(threading.Lock())
-
-    def acquire(self, stream: DirectStream) -> memoryview:
-        """A buffer for `stream`; waits for one when the pool is used up and the stream holds some already."""
-        with self._returned:
-            while self._must_wait(stream):
-                self._returned.wait()
-            if self._free:
-                buffer = self._free.pop()
-            else:
-                buffer = _allocate(self.size)
-                self._made += 1
-            stream.held += 1
-            return buffer
-
-    def release(self, stream: DirectStream, buffer: memoryview) -> None:
-        with self._returned:
-            stream.held -= 1
-            if self._made > self._limit:
-                self._made -= 1
-            else:
-                self._free.append(buffer)
-            self._returned.notify_all()
-
-    def must_wait(self, stream: DirectStream) -> bool:
-        with self._returned:
-            return self._must_wait(stream)
-
-    def clear(self) -> None:
-        """Give the memory of unused buffers back."""
-        with self._returned:
-            self._made -= len(self._free)
-            self._free.clear()
-
-    def _must_wait(self, stream: DirectStream) -> bool:
-        return not self._free and self._made >= self._limit and stream.held > 0
-
-
-def _allocate(size: int) -> memoryview:
-    # Private: mmap's default is memory shared with forked children, which also gets no huge pages.
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages: only slower
-            memory.madvise(mmap.MADV_HUGEPAGE)  # 4 page faults in place of 2,048
-    return memoryview(memory)
 
 
 class DirectStream:

@@ -42,15 +42,23 @@ class KnownFile:
 
     def read_into(self, start: int, out: Array) -> None:
         """Copy the bytes [start, start + len(out)); `Invalid` if the file has changed."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            rest = memoryview(out)  # type: ignore[arg-type]  # an array of bytes is a buffer
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise self._changed() from error
+        try:
+            rest = memoryview(out)
             while rest and (count := os.preadv(fd, [rest], start + len(out) - len(rest))):
                 rest = rest[count:]
             if rest or _stamp(os.fstat(fd)) != self.stamp:
-                raise Invalid(f"{self.path} changed while it was read; commit again")
+                raise self._changed()
+        except IsADirectoryError as error:
+            raise self._changed() from error
         finally:
             os.close(fd)
+
+    def _changed(self) -> Invalid:
+        return Invalid(f"{self.path} changed while it was read; commit again")
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes [start, stop), as many as the file has; `Invalid` if it has changed."""

@@ -45,13 +45,14 @@ class ValueLeaf:
     """A leaf that is no tensor: the name of its type, and its bytes beyond the tree that names it.
 
     `value` is None where it would have to be read (long texts and bytes, pickles), for empty containers, and for
-    composites, whose parts follow them.
+    composites (sparse, quantised and wrapper tensors), whose parts follow them.
     """
 
     path: Path
     kind: str
     nbytes: int
     value: Any
+    is_composite: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,7 @@ def leaf_of(path: Path, node: Node) -> Leaf:
     if tag is Tag.SCALAR:
         return ValueLeaf(path, node[1], 0, scalar_value(node[1], node[2]))
     if tag is Tag.COMPOSITE:
-        return ValueLeaf(path, f"{node[1]}.{node[2]}", 0, None)
+        return ValueLeaf(path, f"{node[1]}.{node[2]}", 0, None, is_composite=True)
     if tag is Tag.FOREIGN:
         return ValueLeaf(path, f"{node[1]}.{node[2]}", 0, node[3])
     kind = KEYED_TAGS.get(tag) or LISTED_TAGS.get(tag)

@@ -26,7 +26,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from .backend import Buffer, FileInfo
-from .directfile import BufferPool, DirectStream, UnnamedFile, about, sync_directory
+from .buffers import BufferPool
+from .directfile import DirectStream, UnnamedFile, about, sync_directory
 from .errors import Corrupt, Invalid, NotFound, Unsupported
 
 STREAM_FROM = 256 << 10  # bytes; a file up to this size costs no large buffer and no thread

@@ -131,7 +131,9 @@ def _panel(axes: Axes, lines: Sequence[Line], name: str, steps: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=_TICKS, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _count(x)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(float(y))))
-    if drawn and min(drawn) > 1 / _LARGEST and max(drawn) / min(drawn) >= _LOG:
+    if not drawn:
+        axes.set_yticks([])  # it would be numbers of nothing
+    elif min(drawn) > 1 / _LARGEST and max(drawn) / min(drawn) >= _LOG:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(float(y))))

@@ -13,7 +13,6 @@ from cas.files import FileRange
 from cas.grid import Box, Shape
 from cas.tensors import Array
 
-
 _SMALL, _LARGE = 64 << 10, 8 << 20  # bytes that are read at once where few of them, or most, are wanted
 _WASTE = 4
 

@@ -40,7 +40,7 @@ class Wanted:
     short_help="Take in existing checkpoints.",
     epilog=example("cas commit model.safetensors", "cas commit runs/ --dry-run", "cas commit checkpoint-* -b lora"),
 )
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
 @click.option("-b", "--branch", default="main", show_default=True, help="The branch, made if need be.")
 @click.option("-m", "--message", help="Else: import and the path.")
 @click.option("--step", type=int, metavar="N", help="The step, of a single checkpoint. Else from names and contents.")
@@ -56,7 +56,7 @@ class Wanted:
 @with_store
 def commit(
     store: cas.Store,
-    paths: tuple[Path, ...],
+    paths: tuple[str, ...],
     branch: str,
     message: str | None,
     step: int | None,
@@ -75,11 +75,11 @@ def commit(
     JSON, a line for each: path, status (committed, skipped, planned), id (null if planned), step, files, tensors, bytes
     (of the files), new and stored (bytes; null unless committed), notes.
     """
-    found = scan(paths, follow)
+    if "" in paths:
+        raise Invalid("a PATH is empty; name files or directories to commit")
+    found = scan(map(Path, paths), follow)
     if not found.items:
-        raise Invalid(
-            f"there are no checkpoints in {listed([str(path) for path in paths])}; name a file to keep it as is"
-        )
+        raise Invalid(f"there are no checkpoints in {listed(paths)}; name a file to keep it as is")
     if step is not None and len(found.items) > 1:
         raise Invalid(f"--step is for a single checkpoint, and {len(found.items)} were found")
     wanted = Wanted(branch, message, step, codec)

@@ -14,16 +14,18 @@ from cas.change import Change
 from cas.commits import human_bytes
 from cas.errors import NotFound
 from cas.leaves import Leaf, StoredFile, TensorLeaf
-from cas.paths import Patterns, format_path
+from cas.paths import Path, Patterns, format_path
 
 from .completion import complete_revision
+from .grouping import group
+from .leaf import VALUE, brief, record
 from .options import example, json_option, with_store
 from .output import clean, cut, jsonable, number, paint, plural, say, say_json, table, title, width
 
 _KINDS = ("added", "removed", "changed")
 _SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 _COLOURS = {"added": "green", "removed": "red", "changed": "yellow"}
-_VALUE = 60  # characters of a value that are shown
+_ROWS = 40  # of `--stat`
 _NAME = 40  # cells that a path takes where it is shorter
 
 
@@ -38,6 +40,15 @@ class Totals:
         leaf = found.after or found.before
         self.counts[found.kind] += 1
         self.nbytes[found.kind] += 0 if leaf is None else leaf.nbytes
+
+
+def _sum(parts: Iterable[Totals]) -> Totals:
+    found = Totals()
+    for part in parts:
+        for kind in _KINDS:
+            found.counts[kind] += part.counts[kind]
+            found.nbytes[kind] += part.nbytes[kind]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +68,7 @@ class FileDifference:
 @click.argument("a", shell_complete=complete_revision)
 @click.argument("b", shell_complete=complete_revision)
 @click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
-@click.option("--stat", is_flag=True, help="Counts and bytes of each subtree; no content is read.")
+@click.option("--stat", is_flag=True, help="Counts and bytes of each subtree, or of groups; no content is read.")
 @json_option
 @with_store
 def diff(store: cas.Store, a: str, b: str, patterns: tuple[str, ...], stat: bool, as_json: bool) -> int:
@@ -114,8 +125,8 @@ def _say_commits(before: cas.Commit, after: cas.Commit) -> None:
     rows += [("message", title(before.message) or None, title(after.message) or None)]
     rows += _changed(before.meta, after.meta)
     for name, old, new in rows:
-        if repr(old) != repr(new):
-            one, other = (clean(cut(number(value), _VALUE)) for value in (old, new))
+        if repr(jsonable(old)) != repr(jsonable(new)):
+            one, other = (clean(cut(number(value), VALUE)) for value in (old, new))
             say(f"  {paint(clean(name), 'dim')}  {one} -> {other}")
 
 
@@ -164,23 +175,33 @@ def _leaves(found: Iterable[cas.Difference], as_json: bool) -> Totals:
 
 
 def _subtrees(found: Iterable[cas.Difference], as_json: bool) -> Totals:
-    """A line for each entry at the top of the state."""
-    totals, parts = Totals(), dict[str, Totals]()
+    """A line for each entry at the top of the state; for people few lines, also of a state with thousands there."""
+    totals, parts = Totals(), dict[Path, Totals]()
     for difference in found:
         totals.add(difference)
-        parts.setdefault(format_path(difference.path[:1]), Totals()).add(difference)
+        parts.setdefault(difference.path[:1], Totals()).add(difference)
     if as_json:
         for path, part in parts.items():
-            say_json({"kind": "subtree", "path": path, **part.counts, "bytes": part.nbytes})
+            say_json({"kind": "subtree", "path": format_path(path), **part.counts, "bytes": part.nbytes})
     else:
-        rows = [(path, *(_counted(part, kind) for kind in _KINDS)) for path, part in parts.items()]
-        table(rows, right={1, 2, 3}, colour={1: "green", 2: "red", 3: "yellow"})
+        rows = [(name, *(cell for kind in _KINDS for cell in _counted(part, kind))) for name, part in _grouped(parts)]
+        table(rows, right=range(1, 7), colour={at: _COLOURS[_KINDS[(at - 1) // 2]] for at in range(1, 7)})
     return totals
 
 
-def _counted(part: Totals, kind: str) -> str:
-    size = f" ({human_bytes(part.nbytes[kind])})" if part.nbytes[kind] else ""
-    return f"{_SIGNS[kind]}{part.counts[kind]:,}{size}" if part.counts[kind] else ""
+def _grouped(parts: dict[Path, Totals]) -> Iterator[tuple[str, Totals]]:
+    if len(parts) <= _ROWS:
+        yield from ((format_path(path), part) for path, part in parts.items())
+        return
+    paths, held = list(parts), list(parts.values())
+    for row in group(paths, [sum(part.nbytes.values()) for part in held], _ROWS):
+        yield row.name, _sum(held[member] for member in row.members)
+
+
+def _counted(part: Totals, kind: str) -> tuple[str, str]:
+    """Two cells: how many, and their bytes."""
+    count, nbytes = part.counts[kind], part.nbytes[kind]
+    return f"{_SIGNS[kind]}{count:,}" if count else "", f"({human_bytes(nbytes)})" if nbytes else ""
 
 
 def _summary(totals: Totals, files: list[FileDifference]) -> str:
@@ -224,13 +245,7 @@ def _form_change(before: TensorLeaf, after: TensorLeaf) -> str:
 def _content_of(leaf: Leaf) -> str:
     if isinstance(leaf, TensorLeaf) or leaf.nbytes:
         return human_bytes(leaf.nbytes)
-    return "" if leaf.value is None else _short(leaf.value)
-
-
-def _short(value: object) -> str:
-    if isinstance(value, int) and value.bit_length() > 64:
-        return cut(f"{value:#x}"[: _VALUE + 1], _VALUE)  # Python refuses to write very long ones in decimal
-    return cut(repr(value)[: _VALUE + 1] if isinstance(value, str | bytes) else str(value)[: _VALUE + 1], _VALUE)
+    return brief(leaf)
 
 
 def _measured(change: Change) -> str:
@@ -240,14 +255,6 @@ def _measured(change: Change) -> str:
 
 
 def _record(found: cas.Difference) -> dict[str, Any]:
-    sides = {"before": _leaf_record(found.before), "after": _leaf_record(found.after)}
+    sides = {name: leaf and record(leaf) for name, leaf in (("before", found.before), ("after", found.after))}
     change = None if found.change is None else asdict(found.change)
     return {"kind": found.kind, "path": format_path(found.path), **sides, "change": change}
-
-
-def _leaf_record(leaf: Leaf | None) -> dict[str, Any] | None:
-    if leaf is None:
-        return None
-    if isinstance(leaf, TensorLeaf):
-        return {"dtype": leaf.dtype, "shape": leaf.shape, "bytes": leaf.nbytes}
-    return {"type": leaf.kind, "bytes": leaf.nbytes, "value": jsonable(leaf.value)}

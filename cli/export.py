@@ -30,7 +30,7 @@ from .output import clean, listed, plural, say, say_json
 )
 @click.argument("rev", required=False, shell_complete=complete_revision)
 @click.argument("prefix", required=False)
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The directory. Else <branch or id>-step<N>.")
+@click.option("-o", "--out", metavar="DIR", help="The directory. Else <branch or id>-step<N>.")
 @click.option("--all", "take_all", is_flag=True, help="Every tensor, named by its path joined with dots.")
 @click.option("--format", type=click.Choice(FORMATS), help="Files to write; safetensors if not given.")
 @click.option("--dtype", type=click.Choice(TARGETS), help="Convert tensors of floating-point numbers to it.")
@@ -46,7 +46,7 @@ def checkout(
     store: cas.Store,
     rev: str | None,
     prefix: str | None,
-    out: Path | None,
+    out: str | None,
     take_all: bool,
     format: str | None,
     dtype: str | None,
@@ -80,7 +80,7 @@ def checkout(
         raise _usage(f"--rename goes with names, and --format {format} --all keeps the state's form")
     commit = store.resolve(rev)
     leaves = store.leaves(commit.id)
-    target = out if out is not None else Path(_default_name(store, rev, commit))
+    target = _default(store, rev, commit) if out is None else _given(out)
     if as_imported:
         done = export_as_imported(commit, leaves, Wanted(target, force=force))
     else:
@@ -89,23 +89,26 @@ def checkout(
         done = export(commit, leaves, wanted)
     if as_json:
         say_json(_record(done, as_imported))
-    elif as_imported:
-        said = f"{plural(len(done.files), 'file')}, {human_bytes(sum(done.files.values()))}, as imported"
-        say(f"{_title(done)}: {said} in {clean(target)}")
     else:
-        _report(done)
+        (_report_imported if as_imported else _report)(done)
 
 
 def _usage(text: str) -> click.UsageError:
     return click.UsageError(text, click.get_current_context())
 
 
-def _default_name(store: cas.Store, rev: str | None, commit: cas.Commit) -> str:
+def _given(out: str) -> Path:
+    if not out:  # an unset variable of a shell; as a path it would be the current directory
+        raise _usage("-o names no directory")
+    return Path(out)
+
+
+def _default(store: cas.Store, rev: str | None, commit: cas.Commit) -> Path:
     branches = store.refs()["branches"]
     if rev is None:
         rev = "main" if "main" in branches else next(iter(branches))
     name = rev.replace("/", "-") if rev in branches else commit.id[:8]
-    return name if commit.step is None else f"{name}-step{commit.step}"
+    return Path(name if commit.step is None else f"{name}-step{commit.step}")
 
 
 def _record(done: Exported, as_imported: bool) -> dict[str, Any]:
@@ -127,6 +130,11 @@ def _record(done: Exported, as_imported: bool) -> dict[str, Any]:
 
 def _title(done: Exported) -> str:
     return done.commit.id[:8] + ("" if done.commit.step is None else f" step {done.commit.step}")
+
+
+def _report_imported(done: Exported) -> None:
+    said = f"{plural(len(done.files), 'file')}, {human_bytes(sum(done.files.values()))}, as imported"
+    say(f"{_title(done)}: {said} in {clean(done.wanted.out)}")
 
 
 def _report(done: Exported) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -142,7 +143,8 @@ def _side_file(file: StoredFile, contents: Contents, done: Exported) -> PlannedF
 
 
 def _check_place(out: Path) -> None:
-    if any((folder / NAME).exists() for folder in (out.absolute(), *out.absolute().parents)):
+    real = Path(os.path.realpath(out))
+    if any((folder / NAME).exists() for folder in (real, *real.parents)):
         raise Invalid(f"{out} lies inside a store; name a directory outside of it with -o")
 
 

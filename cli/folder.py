@@ -10,6 +10,7 @@ The hidden directory is locked as long as its run lives, so that the next run re
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -21,7 +22,8 @@ from pathlib import Path
 from types import TracebackType
 
 from cas.backend import Buffer
-from cas.directfile import ALIGNMENT, BufferPool, DirectStream, about, flush, sync_directory
+from cas.buffers import BufferPool
+from cas.directfile import ALIGNMENT, DirectStream, about, flush, sync_directory
 from cas.errors import Exists, Invalid
 from cas.flocks import unlock
 
@@ -84,6 +86,8 @@ class NewFolder:
             raise Exists(f"{path} is not empty; name another directory with -o, or pass --force to write into it")
         self._top = self.path if self._inside else _topmost_missing(self.path)
         self._above = self.path if self._inside else self._top.parent
+        if not self._above.is_dir():
+            raise Invalid(f"{self._above} is a file, which {path} cannot be in; name another directory with -o")
         self._hidden = self._files = self._above
         self._lock = -1
         self._names: list[str] = []
@@ -145,7 +149,12 @@ class NewFolder:
         for folder, _, _ in os.walk(self._hidden, topdown=False):
             sync_directory(folder)
         if not self._inside:
-            os.rename(self._hidden, self._top)
+            try:
+                os.rename(self._hidden, self._top)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                raise Exists(f"another process made {self._top} meanwhile; name another directory with -o") from None
             sync_directory(str(self._top.parent))
             return
         for name in self._names[:-1]:

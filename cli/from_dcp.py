@@ -13,12 +13,11 @@ from typing import Any
 
 from cas.files import FileRange, KnownFile
 from cas.grid import MAX_CELL, Box, Shape, cell_size
-from cas.nodes import MAX_ENTRIES
 from cas.tensors import Source, Tensor
 
 from .chunks import ChunkedSource, row_major
 from .dcp_metadata import Metadata, TensorInfo, read_metadata
-from .from_torch import Taken
+from .from_torch import read_saved
 from .incoming import Parsed, Unreadable, in_pieces
 from .torch_save import StoredTensor, load
 
@@ -60,8 +59,6 @@ class _Reading:
                 self.notes.append(f"{name} is left out: {error}")
         return nested(flat, self.metadata.paths)
 
-    # -- tensors ------------------------------------------------------------------------------------------------------
-
     def _tensor(self, name: str, info: TensorInfo) -> Tensor:
         stored = [(box, self._chunk(name, info, box)) for box in info.boxes if box.size]
         if len(stored) == 1:
@@ -96,13 +93,9 @@ class _Reading:
         if isinstance(source, FileRange):
             self.parts.setdefault(source.file.path, []).append(source)
 
-    # -- plain values -------------------------------------------------------------------------------------------------
-
     def _value(self, item: FileRange) -> Any:
-        """The value of an item. It has fewer entries than bytes, unless it repeats itself without end."""
-        taken = Taken(min(item.nbytes, MAX_ENTRIES))
-        value = taken.state(load(item))
-        for source in taken.sources:
+        value, sources = read_saved(item)
+        for source in sources:
             self._keep(source)
         return value
 
@@ -133,7 +126,7 @@ def nested(flat: dict[str, Any], paths: Mapping[str, tuple[str | int, ...]]) -> 
         if last in level:
             return flat
         level[last] = value
-    return _listed(root, containers)
+    return {key: _listed(value, containers) for key, value in root.items()}
 
 
 def _listed(level: Any, containers: set[int]) -> Any:

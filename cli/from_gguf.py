@@ -29,7 +29,7 @@ from cas.tensors import Tensor
 
 from .incoming import Parsed, Unreadable, in_pieces
 
-MAX_HEADER = 256 << 20
+MAX_HEADER = 96 << 20
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 18
 MAX_TEXTS = 1 << 21

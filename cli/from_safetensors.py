@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from cas.dtypes import DTYPES
 from cas.files import KnownFile
@@ -20,6 +20,7 @@ from .to_safetensors import MAX_HEADER, NAMES
 
 _DTYPES = {theirs: DTYPES[ours] for ours, theirs in NAMES.items()}
 _METADATA = "__metadata__"
+_MEMORY = 352 << 20
 
 
 def read_safetensors(file: KnownFile, name: str) -> Parsed:
@@ -43,6 +44,8 @@ def read_safetensors(file: KnownFile, name: str) -> Parsed:
 
 
 def _header(data: bytes) -> dict[str, Any]:
+    if _memory(data) > _MEMORY:
+        raise Unreadable("its header is too large")
     try:
         header = json.loads(data.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -51,6 +54,12 @@ def _header(data: bytes) -> dict[str, Any]:
         raise Unreadable("its header is no JSON object")
     header.pop(_METADATA, None)
     return header
+
+
+def _memory(data: bytes) -> int:
+    """What it takes at most to parse JSON: texts of wide letters, and what stands around each value."""
+    texts = len(data) * (2 if data.isascii() else 5)
+    return texts + 400 * data.count(b"{") + 120 * data.count(b"[") + 48 * data.count(b",")
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -85,7 +94,7 @@ class _Entry:
         return Tensor("torch", self.dtype, self.shape, file.part(start + self.start, start + self.stop), None)
 
 
-def _sizes(value: Any, limit: int) -> bool:
+def _sizes(value: Any, limit: int) -> TypeGuard[list[int]]:
     if not isinstance(value, list) or len(value) > limit:
         return False
     return all(type(size) is int and 0 <= size <= MAX_BYTES for size in value)

@@ -17,6 +17,10 @@ from .incoming import Parsed, Unreadable, in_pieces
 from .torch_save import Named, Size, StoredParts, StoredTensor, load
 
 _WORTH_A_PIECE = 64 << 10
+_FEW = 4 << 10
+_REPEATED = 16
+"""An entry takes a byte at least; containers that stand in several places may repeat it so many times, not without end.
+"""
 _CONTAINERS = (dict, OrderedDict, Counter, list, tuple)
 
 
@@ -24,9 +28,14 @@ def read_torch(file: KnownFile, name: str) -> Parsed:
     """The state that was saved. `Unreadable` for anything that is not safe, whole and plain."""
     if file.read(0, 1) == b"\x80":
         raise Unreadable("it is in the form that torch wrote before 1.6; torch.load and torch.save it once")
-    taken = Taken(MAX_ENTRIES)
-    state = taken.state(load(file.whole()))
-    return Parsed(state, {name: in_pieces(file, [*taken.sources, *large_records(file)])})
+    state, sources = read_saved(file.whole())
+    return Parsed(state, {name: in_pieces(file, [*sources, *large_records(file)])})
+
+
+def read_saved(item: FileRange) -> tuple[Any, list[Source]]:
+    """The state that was saved in a range of a file, and the sources of its tensors."""
+    taken = _Taken(min(_REPEATED * (item.nbytes + _FEW), MAX_ENTRIES))
+    return taken.state(load(item)), taken.sources
 
 
 def large_records(file: KnownFile) -> list[FileRange]:
@@ -35,7 +44,7 @@ def large_records(file: KnownFile) -> list[FileRange]:
 
 
 @dataclass(slots=True)
-class Taken:
+class _Taken:
     """Turns what torch.save wrote into a state of at most `left` entries; `sources` are those of its tensors."""
 
     left: int

@@ -17,10 +17,10 @@ from cas.paths import Path, Patterns, format_key, format_path, parse_levels
 
 from .completion import complete_revision
 from .history import Names, names_of, record, refs_of
+from .leaf import brief
+from .leaf import record as leaf_record
 from .options import example, json_option, with_store
-from .output import age, clean, cut, jsonable, lines, number, paint, plural, say, say_json, table
-
-_VALUE = 60  # characters of a value that are shown
+from .output import age, clean, lines, number, paint, plural, say, say_json, table, text
 
 
 @click.command(
@@ -37,7 +37,8 @@ def show(store: cas.Store, rev: str | None, patterns: tuple[str, ...], as_json: 
     A PATTERN is a path prefix or a glob: * stands for anything in one level, ** for any levels.
 
     JSON: first the commit, with the keys of `cas log --json` and kind: commit. Then a line for each leaf: kind:
-    tensor, path, dtype, shape, bytes; or kind: value, path, type, bytes, value (null where it is long).
+    tensor, path, dtype, shape, bytes; or kind: value, path, type, bytes, value (null where it is long; hex digits of an
+    integer that has over 600 decimal ones).
     """
     commit = store.resolve(rev)
     wanted = Patterns(patterns) if patterns else None
@@ -64,7 +65,7 @@ def _chain(first: Leaf | None, rest: Iterator[Leaf]) -> Iterator[Leaf]:
 
 def _say_commit(commit: cas.Commit, names: Names) -> None:
     metrics = ", ".join(f"{name} {number(value)}" for name, value in commit.metrics.items())
-    meta = ", ".join(f"{key}={value!r:.80}" for key, value in commit.meta.items())
+    meta = ", ".join(f"{key}={text(value, repr):.80}" for key, value in commit.meta.items())
     size = f"{human_bytes(commit.raw)}, {human_bytes(commit.new)} new, {human_bytes(commit.stored)} stored for it"
     rows = [
         ("refs", ", ".join(refs_of(commit, names))),
@@ -79,9 +80,9 @@ def _say_commit(commit: cas.Commit, names: Names) -> None:
         ("size", size),
     ]
     say(f"{paint('commit', 'dim')}   {paint(commit.id, 'yellow')}")
-    for label, text in rows:
-        if text:
-            say(f"{paint(label.ljust(8), 'dim')} {paint(clean(text), 'green' if label == 'refs' else None)}")
+    for label, said in rows:
+        if said:
+            say(f"{paint(label.ljust(8), 'dim')} {paint(clean(said), 'green' if label == 'refs' else None)}")
     if commit.message:
         say()
         for line in lines(commit.message):
@@ -109,21 +110,19 @@ def _leaf_row(leaf: Leaf) -> tuple[str, ...]:
     if isinstance(leaf, TensorLeaf):
         return path, human_bytes(leaf.nbytes), leaf.dtype, str(list(leaf.shape))
     size = human_bytes(leaf.nbytes) if leaf.nbytes else ""
-    return path, size, leaf.kind, _value(leaf.kind, leaf.nbytes, leaf.value)
+    return path, size, leaf.kind, _value(leaf)
 
 
-def _value(kind: str, nbytes: int, value: Any) -> str:
-    if value is None:
-        return "" if nbytes or kind == "None" else "empty"
-    text = repr(value) if kind in ("str", "bytes") else str(value)
-    return cut(text[: _VALUE + 1], _VALUE)
+def _value(leaf: ValueLeaf) -> str:
+    if leaf.is_composite:
+        return "its parts follow"
+    is_empty = leaf.value is None and not leaf.nbytes and leaf.kind != "None"
+    return "empty" if is_empty else brief(leaf)
 
 
 def _leaf_record(leaf: Leaf) -> dict[str, Any]:
-    path = format_path(leaf.path)
-    if isinstance(leaf, TensorLeaf):
-        return {"kind": "tensor", "path": path, "dtype": leaf.dtype, "shape": leaf.shape, "bytes": leaf.nbytes}
-    return {"kind": "value", "path": path, "type": leaf.kind, "bytes": leaf.nbytes, "value": jsonable(leaf.value)}
+    kind = "tensor" if isinstance(leaf, TensorLeaf) else "value"
+    return {"kind": kind, "path": format_path(leaf.path), **leaf_record(leaf)}
 
 
 @dataclass(slots=True)
@@ -176,7 +175,7 @@ def ls(store: cas.Store, rev: str | None, patterns: tuple[str, ...], as_json: bo
 
 
 def _entries(leaves: Iterable[Leaf], patterns: Sequence[str]) -> list[_Entry]:
-    places = [_Place(text) for text in patterns]
+    places = [_Place(pattern) for pattern in patterns]
     found: dict[Path, _Entry] = {}
     for leaf in leaves:
         for path in dict.fromkeys(place.entry(leaf.path) for place in places):
@@ -188,9 +187,9 @@ def _entries(leaves: Iterable[Leaf], patterns: Sequence[str]) -> list[_Entry]:
 class _Place:
     """What one pattern lists."""
 
-    def __init__(self, text: str) -> None:
-        self._levels = parse_levels(text)
-        self._globs = Patterns(text) if "*" in text else None
+    def __init__(self, pattern: str) -> None:
+        self._levels = parse_levels(pattern)
+        self._globs = Patterns(pattern) if "*" in pattern else None
         self._known: dict[Path, bool] = {}
 
     def entry(self, path: Path) -> Path | None:

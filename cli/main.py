@@ -114,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_os_error(error), _OTHER)
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # wrapped by a class that was being made in an import
+            return _fail("interrupted", INTERRUPTED)
         if os.environ.get("CAS_DEBUG"):
             traceback.print_exc()
         text = f"this is a defect, please report it with what CAS_DEBUG=1 prints: {type(error).__name__}: {error}"
@@ -147,7 +149,7 @@ def _drop(stream: TextIO) -> None:
 
 
 def _usage(error: click.ClickException) -> str:
-    message = error.format_message().rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".")  # that of a choice has several lines
     context = getattr(error, "ctx", None)
     return f"{message[:1].lower()}{message[1:]}; see `{context.command_path if context else 'cas'} --help`"
 

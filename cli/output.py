@@ -13,17 +13,20 @@ import re
 import shutil
 import sys
 import unicodedata
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
 
 import click
+
+from cas.errors import CasError
 
 _PAGE = 200  # rows whose widths are measured together, so that the first appear at once
 _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ud800-\udfff\ufeff\U000e0000-\U000e007f]"
 )
+_LAST = 16  # cells that the last column keeps in a terminal however narrow
+_LONGEST = 1 << 11  # bits; whatever its settings, Python writes and reads this many in decimal
 _AGES = (("y", 365 * 86400), ("mo", 30 * 86400), ("d", 86400), ("h", 3600), ("min", 60))
 
 
@@ -69,16 +72,32 @@ def width(text: str) -> int:
 def table(rows: Iterable[Sequence[str]], right: Container[int] = (), colour: Mapping[int, str] | None = None) -> None:
     """Print rows in aligned columns. Cells are cleaned here; `right` holds the numbers of columns set right.
 
-    On a terminal the last cell is cut to fit the line.
+    On a terminal the last cell is cut to fit the line, down to a few characters.
     """
     limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     widths: list[int] = []
-    rest = iter(rows)
-    while page := [[clean(cell) for cell in row] for row in islice(rest, _PAGE)]:
+    for page in _pages(rows):
         sizes = [max(width(row[at]) for row in page) for at in range(len(page[0]))]
         widths = [max(pair) for pair in zip(sizes, widths or sizes, strict=True)]
         for row in page:
             say(_line(row, widths, right, colour or {}, limit))
+
+
+def _pages(rows: Iterable[Sequence[str]]) -> Iterator[list[list[str]]]:
+    """The rows, cleaned, some at a time; where a store is damaged, those before the damage first."""
+    page: list[list[str]] = []
+    try:
+        for row in rows:
+            page.append([clean(cell) for cell in row])
+            if len(page) == _PAGE:
+                yield page
+                page = []
+    except CasError:
+        if page:
+            yield page
+        raise
+    if page:
+        yield page
 
 
 def _line(row: list[str], widths: list[int], right: Container[int], colour: Mapping[int, str], limit: int) -> str:
@@ -88,7 +107,7 @@ def _line(row: list[str], widths: list[int], right: Container[int], colour: Mapp
         if not size:
             continue  # no row has anything here
         if at == last and limit:
-            cell = cut(cell, max(0, limit - used))
+            cell = cut(cell, max(_LAST, limit - used))
         pad = " " * (size - width(cell)) if at != last or at in right else ""
         painted = paint(cell, colour.get(at))
         cells.append(pad + painted if at in right else painted + pad)
@@ -119,7 +138,15 @@ def age(time: datetime) -> str:
 
 def number(value: object) -> str:
     """A metric for people: up to four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else text(value)
+
+
+def text(value: object, write: Callable[[object], str] = str) -> str:
+    """The value as text; Python refuses to write very long integers in decimal."""
+    try:
+        return write(value)
+    except ValueError:
+        return write(jsonable(value))
 
 
 def plural(count: int, word: str) -> str:
@@ -141,7 +168,9 @@ def say_json(record: Mapping[str, Any]) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """JSON has no NaN, infinities, bytes or keys that are numbers: these become texts."""
+    """JSON has no NaN, infinities, bytes or keys that are numbers: these become texts, as do very long integers."""
+    if isinstance(value, int) and value.bit_length() > _LONGEST:
+        return hex(value)
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

@@ -55,7 +55,7 @@ class Scan:
         if path.is_dir():
             self._pile(path, Path(os.path.realpath(path)))
         elif path.exists():
-            self._add(path, path.parent, [path.name], is_folder=False)
+            self._single(path, path.parent, [path.name])
         else:
             raise NotFound(f"{path} is not there; name files or directories to commit")
 
@@ -72,7 +72,7 @@ class Scan:
             containers = [name for name in names if name.lower().endswith(CONTAINERS)]
             self.skipped += [str(folder / name) for name in names if name not in containers]
             for label, group in grouped(containers).items():
-                self._add(folder / label, folder, group, is_folder=False)
+                self._single(folder / label, folder, group)
             todo += [folder / name for name in reversed(folders)]
 
     def _whole(self, folder: Path, names: list[str], folders: list[str], base: Path) -> list[Path]:
@@ -93,6 +93,11 @@ class Scan:
         self._add(folder, folder, held, is_folder=True)
         return apart[::-1]
 
+    def _single(self, path: Path, folder: Path, names: list[str]) -> None:
+        """Take files that are one item; not again those that were met by another name."""
+        if not self._is_known(folder / names[0]):
+            self._add(path, folder, names, is_folder=False)
+
     def _add(self, path: Path, folder: Path, names: Iterable[str], is_folder: bool) -> None:
         for name in names:
             if not is_file_name(name):
@@ -100,26 +105,35 @@ class Scan:
         files = {name: KnownFile.at(folder / name) for name in names}
         self.items.append(Item(clean(path), folder, files, is_folder))
 
-    def _is_known(self, folder: Path) -> bool:
-        """Whether the directory was met before, by another name or in a loop of links."""
-        real = os.path.realpath(folder)
+    def _is_known(self, path: Path) -> bool:
+        """Whether it was met before, by another name or in a loop of links."""
+        real = os.path.realpath(path)
         known = real in self._seen
         self._seen.add(real)
         return known
 
     def _listed(self, folder: Path, base: Path) -> tuple[list[str], list[str]]:
-        """Names of the files and of the directories to look into, sorted."""
+        """Names of the files and of the directories to look into, sorted, links last."""
         names, folders = [], []
-        for entry in sorted(os.scandir(folder), key=lambda entry: natural(entry.name)):
+        for entry in sorted(os.scandir(folder), key=lambda entry: (entry.is_symlink(), natural(entry.name))):
+            if entry.is_symlink() and not os.path.exists(entry):
+                self._lead_nowhere(entry)
+                continue
             self._check_link(entry, base)
             if entry.is_dir():
                 hidden = entry.name.startswith(".") or os.path.exists(f"{entry.path}/{NAME}")
-                (self.skipped.append(entry.path) if hidden else folders.append(entry.name))
+                (self.skipped.append(str(folder / entry.name)) if hidden else folders.append(entry.name))
             elif entry.is_file():
                 names.append(entry.name)
             else:
-                self.skipped.append(entry.path)
+                self.skipped.append(str(folder / entry.name))
         return names, folders
+
+    def _lead_nowhere(self, entry: os.DirEntry[str]) -> None:
+        """Leave out a link without an end, unless it is that of weights: without those a model would not be whole."""
+        if entry.name.lower().endswith(CONTAINERS):
+            raise Invalid(f"{entry.path} is a link that leads nowhere; bring back what it leads to, or remove it")
+        self.skipped.append(str(Path(entry.path)))
 
     def _check_link(self, entry: os.DirEntry[str], base: Path) -> None:
         """A link may lead anywhere below the named path, and in a hub's cache to the blobs beside the snapshots."""

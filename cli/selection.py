@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 
 from cas.commits import human_bytes
 from cas.errors import Invalid
@@ -55,19 +54,10 @@ def select(leaves: Iterable[Leaf], prefix: Path | None, take_all: bool) -> Selec
             named[name] = leaf
     if not named:
         raise Invalid(f"there are no tensors at {format_path(prefix)}; `cas show` lists what there is")
-    composites = [leaf for leaf in _composites(held) if leaf.path[: len(prefix)] == prefix]
-    paths = {leaf.path for leaf in composites}
-    rest = [leaf for leaf in held if leaf.path not in paths]
-    return Selection(named, _left_out(rest, prefix), {format_path(leaf.path): leaf.kind for leaf in composites})
-
-
-def _composites(leaves: list[Leaf]) -> list[ValueLeaf]:
-    """The values whose parts follow them."""
-    return [
-        leaf
-        for leaf, after in pairwise(leaves)
-        if isinstance(leaf, ValueLeaf) and after.path[: len(leaf.path)] == leaf.path
-    ]
+    composites = [leaf for leaf in held if isinstance(leaf, ValueLeaf) and leaf.is_composite]
+    taken_apart = {format_path(leaf.path): leaf.kind for leaf in composites if leaf.path[: len(prefix)] == prefix}
+    apart = {leaf.path for leaf in composites}
+    return Selection(named, _left_out([leaf for leaf in held if leaf.path not in apart], prefix), taken_apart)
 
 
 def _model(leaves: list[Leaf]) -> Path:

@@ -8,8 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_STEP = re.compile(r"(?:checkpoint|ckpt|global[-_]?step|step|iteration|iter|it)[-_=]?0*(\d{1,18})(?!\d)", re.IGNORECASE)
-_EPOCH = re.compile(r"(?:epoch|ep)[-_=]?0*(\d{1,9})(?!\d)", re.IGNORECASE)
+_STEP = re.compile(
+    r"(?<![a-z])(?:checkpoint|ckpt|global[-_]?step|step|iteration|iter|it)[-_=]?0*([0-9]{1,18})(?![0-9])", re.IGNORECASE
+)
+_EPOCH = re.compile(r"(?<![a-z])(?:epoch|ep)[-_=]?0*([0-9]{1,9})(?![0-9])", re.IGNORECASE)
 _KEYS = ("global_step", "step", "iteration", "iter", "it")
 _PLAIN = {"epoch", "step", "total_flos"}
 
@@ -28,7 +30,11 @@ def epoch_from_name(name: str) -> int | None:
 def from_state(state: Any) -> int | None:
     """The step that a saved state holds at its top."""
     held = state if isinstance(state, Mapping) else {}
-    return next((held[key] for key in _KEYS if type(held.get(key)) is int), None)
+    return next((held[key] for key in _KEYS if _is_step(held.get(key))), None)
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 62
 
 
 def from_trainer(data: bytes) -> tuple[int | None, dict[str, float]]:
@@ -43,7 +49,7 @@ def from_trainer(data: bytes) -> tuple[int | None, dict[str, float]]:
     metrics: dict[str, float] = {}
     for entry in history if isinstance(history, list) else []:
         metrics |= _numbers(entry) if isinstance(entry, dict) else {}
-    return (step if type(step) is int and 0 <= step < 1 << 62 else None), metrics
+    return (step if _is_step(step) else None), metrics
 
 
 def _numbers(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -76,3 +76,31 @@ def test_a_file_that_has_changed_is_refused(tmp_path: Path, turned: bool) -> Non
     (tmp_path / "f").write_bytes(b"x")
     with pytest.raises(Invalid, match="changed while it was read"):
         source.read_into(0, np.empty(96, np.uint8))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_file_that_is_gone_has_changed(tmp_path: Path, turned: bool) -> None:
+    array = np.arange(24, dtype=np.int32).reshape(4, 6)
+    source = ChunkedSource(array.shape, 4, stored(tmp_path / "f", array, split((4, 6), [[2], []]), turned))
+    (tmp_path / "f").unlink()
+    with pytest.raises(Invalid, match="changed while it was read; commit again"):
+        source.read_into(0, np.empty(96, np.uint8))
+    (tmp_path / "f").mkdir()
+    with pytest.raises(Invalid, match="changed while it was read; commit again"):
+        source.read_into(0, np.empty(96, np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(300, 500), (2, 70_000), (40, 30, 50)])
+def test_elements_that_lie_far_apart_are_gathered(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    views = {"turned": array.T, "column": array[:, 3], "second": array[..., ::2]}
+    (tmp_path / "f").write_bytes(b"some" + array.tobytes())
+    for view in views.values():
+        offset = 4 + view.ctypes.data - array.ctypes.data
+        file = KnownFile.at(tmp_path / "f")
+        reach = 4 + sum((n - 1) * step for n, step in zip(view.shape, view.strides, strict=True))
+        chunk = Chunk(Box.whole(view.shape), file.part(offset, offset + reach), view.strides)
+        source = ChunkedSource(view.shape, 4, [chunk])
+        out = np.empty(view.nbytes, np.uint8)
+        source.read_into(0, out)
+        assert out.tobytes() == view.tobytes()

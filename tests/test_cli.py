@@ -118,6 +118,16 @@ def test_exit_codes(arguments: str, code: int, place: Path) -> None:
         ok(place, *arguments.split())
 
 
+def test_what_can_be_read_of_a_damaged_history_is_shown(tmp_path: Path) -> None:
+    make_store(tmp_path / ".cas", commits=1)
+    (pack,) = (path for path in (tmp_path / ".cas" / "packs").rglob("*") if path.is_file())
+    with cas.open(tmp_path / ".cas") as store:
+        store.commit({"a": 1}, parent="main", message="newest")
+    pack.unlink()
+    done = run(tmp_path, "log")
+    assert (done.returncode, done.stdout.count("\n"), done.stdout.rstrip()[-6:]) == (11, 1, "newest")
+
+
 def test_no_store_is_an_exit_code_of_its_own(tmp_path: Path) -> None:
     for command in ("log", "show", "checkout", "branch", "tag", "fsck", "stats"):
         assert "cas init" in refused(tmp_path, 10, command)
@@ -277,6 +287,34 @@ def test_show_of_values_of_every_kind(tmp_path: Path) -> None:
     assert "empty" in ok(tmp_path, "show")
 
 
+def test_integers_too_long_for_decimal_are_hex_everywhere(tmp_path: Path) -> None:
+    with cas.open(tmp_path / ".cas", create=True) as store:
+        store.commit({"n": 10**5000, "m": -(10**5000)}, meta={"k": 10**5000, "l": [10**5000]})
+        store.commit({"n": 10**5000 + 1, "m": -(10**5000)})
+    for command in ("show main~1", "ls main~1", "log"):
+        assert ok(tmp_path, *command.split())
+        found = objects(ok(tmp_path, *command.split(), "--json"))
+    assert found[1]["meta"] == {"k": hex(10**5000), "l": [hex(10**5000)]}
+    assert objects(ok(tmp_path, "ls", "--json"))[1]["value"] == hex(-(10**5000))
+    assert ok(tmp_path, "cat", "main", "m") == f'"{hex(-(10**5000))}"\n'
+    assert "~ n" in run(tmp_path, "diff", "main~1", "main").stdout
+    last = objects(run(tmp_path, "diff", "main~1", "main", "--json").stdout)[-1]
+    assert last["after"]["value"] == hex(10**5000 + 1)
+
+
+def test_a_composite_is_not_called_empty(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    with cas.open(tmp_path / ".cas", create=True) as store:
+        store.commit({"w": torch.eye(3).to_sparse(), "none": {}})
+    lines = [line.split() for line in ok(tmp_path, "show").splitlines()]
+    assert ["w", "torch.sparse_coo", "its", "parts", "follow"] in lines
+    assert ["none", "dict", "empty"] in lines
+
+
+def test_a_missing_choice_is_said_on_one_line(place: Path) -> None:
+    assert "Choose from: metrics, storage, changes; see" in refused(place, 2, "plot")
+
+
 def test_branches_and_tags_are_made_listed_moved_and_removed(place: Path) -> None:
     ok(place, "branch", "side", "main~1")
     ok(place, "tag", "v1")
@@ -317,11 +355,11 @@ def test_nothing_from_a_store_reaches_the_terminal_as_a_command(tmp_path: Path) 
         assert done.stderr.count("\n") == 1
 
 
-def in_terminal(cwd: Path, env: dict[str, str], *arguments: str) -> str:
-    """What the command writes to a terminal of 80 columns."""
+def in_terminal(cwd: Path, env: dict[str, str], *arguments: str, columns: int = 80) -> str:
+    """What the command writes to a terminal."""
     leader, follower = pty.openpty()
     os.set_blocking(leader, True)
-    size = {**env, "COLUMNS": "80", "TERM": "xterm"}
+    size = {**env, "COLUMNS": str(columns), "TERM": "xterm"}
     child = subprocess.Popen([*COMMAND, *arguments], cwd=cwd, env=size, stdout=follower, stderr=follower)
     os.close(follower)
     output = b""
@@ -344,6 +382,11 @@ def test_a_terminal_gets_colours_and_lines_that_fit(place: Path) -> None:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
     assert all(len(line) <= 80 for line in plain.splitlines())
     assert "…" in plain
+
+
+def test_a_narrow_terminal_keeps_the_last_column_readable(place: Path) -> None:
+    output = in_terminal(place, environment(NO_COLOR="1"), "stats", "main", columns=30)
+    assert "of which stored" in output.splitlines()[0]
 
 
 def test_no_color_is_heeded(place: Path) -> None:

@@ -146,6 +146,18 @@ def test_what_is_left_out_is_named_where_it_forks_off() -> None:
     ]
 
 
+def test_a_composite_is_left_out_by_its_parts_alone() -> None:
+    leaves: list[Leaf] = [
+        ValueLeaf(("m", "sp"), "torch.sparse_coo", 0, None, is_composite=True),
+        leaf("m", "sp", "indices"),
+        leaf("m", "sp", "values"),
+    ]
+    assert select(leaves, ("m",), False).taken_apart == {"m/sp": "torch.sparse_coo"}
+    chosen = select(leaves, ("m", "sp", "values"), False)
+    assert chosen.taken_apart == {}
+    assert [part.path for part in chosen.left_out] == ["m/sp/indices"]
+
+
 # -- what is written ----------------------------------------------------------------------------------------------
 
 

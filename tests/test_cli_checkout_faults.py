@@ -19,7 +19,7 @@ from cli_process import COMMAND, array, environment, make_store, ok, refused, ru
 import cas
 from cas.cli.folder import NewFolder
 from cas.cli.planned import check_names
-from cas.errors import Invalid
+from cas.errors import Exists, Invalid
 
 
 @pytest.fixture
@@ -79,14 +79,17 @@ def test_missing_directories_above_are_made(place: Path) -> None:
 def test_a_file_in_the_way_is_refused(place: Path) -> None:
     (place / "file").touch()
     refused(place, 2, "checkout", "-o", "file")
-    refused(place, 3, "checkout", "-o", "file/below")
+    assert "file is a file" in refused(place, 2, "checkout", "-o", "file/below")
+    assert "-o names no directory" in refused(place, 2, "checkout", "-o", "", "--force")
     assert left_in(place) == ["file"]
 
 
 @pytest.mark.parametrize("out", [".cas", ".cas/out", ".cas/packs/a/b"])
 def test_nothing_is_written_into_a_store(out: str, place: Path) -> None:
     before = sorted(path for path in (place / ".cas").rglob("*") if path.is_dir())
-    assert "lies inside a store" in refused(place, 2, "checkout", "-o", out, "--force")
+    (place / "link").symlink_to(place / out)
+    for name in (out, "link", "link/below"):
+        assert "lies inside a store" in refused(place, 2, "checkout", "-o", name, "--force")
     assert sorted(path for path in (place / ".cas").rglob("*") if path.is_dir()) == before
 
 
@@ -149,7 +152,8 @@ def test_an_error_at_any_moment_leaves_nothing(inside: bool, tmp_path: Path) -> 
 
 
 def test_a_directory_that_another_made_meanwhile_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(OSError), NewFolder(tmp_path / "out", False) as folder:
+    told = pytest.raises(Exists, match=r"another process made .*/out meanwhile")
+    with told, NewFolder(tmp_path / "out", False) as folder:
         write(folder, "ours", b"1")
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").touch()

@@ -138,6 +138,19 @@ def test_shards_with_an_index_are_one_model(folder: Path) -> None:
     assert "model.safetensors consists of 2 shards and 1 are missing" in said
 
 
+def test_shards_of_one_layout_come_in_as_what_they_are(folder: Path) -> None:
+    """Their tensors have one shape and begin at one place of their files."""
+    (folder / "hf").mkdir()
+    held = {"a": torch.ones(300, 300), "b": torch.zeros(300, 300)}
+    for number, (name, tensor) in enumerate(held.items(), 1):
+        torch.save({name: tensor}, folder / f"hf/pytorch_model-0000{number}-of-00002.bin")
+    (folder / "hf/config.json").write_text("{}")
+    ok(folder, "commit", "hf")
+    with cas.open(folder / ".cas") as store:
+        loaded = store.load("main")["model"]
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in held.items())
+
+
 def test_a_dry_run_stores_nothing_and_says_what_it_would(folder: Path) -> None:
     trainer_checkpoint(folder / "run/checkpoint-9", 9, 1)
     (folder / "run/junk.bin").write_bytes(b"junk")
@@ -148,7 +161,10 @@ def test_a_dry_run_stores_nothing_and_says_what_it_would(folder: Path) -> None:
     assert "2 checkpoints" in said
     assert "nothing was stored" in said
     planned = objects(ok(folder, "commit", "run", "--dry-run", "--json"))
-    assert [(each["status"], each["step"], each["id"]) for each in planned] == [("planned", 9, None), ("planned", None, None)]
+    assert [(each["status"], each["step"], each["id"]) for each in planned] == [
+        ("planned", 9, None),
+        ("planned", None, None),
+    ]
     after = contents(folder / ".cas")
     assert {n: d for n, d in after.items() if "index" not in n} == {n: d for n, d in before.items() if "index" not in n}
 
@@ -195,6 +211,23 @@ def test_links_of_a_hub_cache_are_read(folder: Path) -> None:
     assert contents(folder / "out").keys() == {"config.json", "model.safetensors"}
 
 
+def test_a_file_by_several_names_comes_in_once(folder: Path) -> None:
+    save_file(weights(1), folder / "step_5.safetensors")
+    (folder / "latest.safetensors").symlink_to("step_5.safetensors")
+    for arguments in (["."], ["step_5.safetensors", "./step_5.safetensors", "latest.safetensors", "."]):
+        planned = objects(ok(folder, "commit", *arguments, "--dry-run", "--json"))
+        assert [(Path(each["path"]).name, each["step"]) for each in planned] == [("step_5.safetensors", 5)]
+
+
+def test_links_that_lead_nowhere_are_left_out_unless_they_were_weights(folder: Path) -> None:
+    save_file(weights(1), folder / "m.safetensors")
+    (folder / "latest").symlink_to("checkpoint-9")
+    (folder / "loop").symlink_to("loop")
+    assert "left out, no checkpoints: .cas, latest, loop" in ok(folder, "commit", ".", "--dry-run")
+    (folder / "gone.safetensors").symlink_to("blobs/1234")
+    assert "gone.safetensors is a link that leads nowhere" in refused(folder, 2, "commit", ".")
+
+
 @pytest.mark.parametrize("name", ["a\nb.safetensors", "\x1b[31m.safetensors", os.fsdecode(b"\xff.safetensors")])
 def test_a_name_that_no_store_takes_is_refused_in_one_sentence(folder: Path, name: str) -> None:
     save_file(weights(1, 1), folder / "m.safetensors")
@@ -218,6 +251,7 @@ def refs(folder: Path) -> dict[str, str]:
         (["a.pt", "b.pt", "--step", "3"], 2, "--step is for a single checkpoint"),
         (["a.pt", "-b", "bad:name"], 2, "bad:name"),
         ([], 2, "missing argument"),
+        ([""], 2, "a PATH is empty"),
         (["pipe"], 2, "pipe is not a regular file"),
     ],
 )
@@ -250,22 +284,24 @@ def test_a_file_larger_than_the_memory_that_is_allowed_streams(folder: Path) -> 
     assert log(folder)[0]["new"] < 5 << 20
 
 
+def stored(folder: Path) -> set[Path]:
+    """The packs that there are, and what is being written."""
+    return {path for name in ("packs", "tmp") for path in (folder / ".cas" / name).rglob("*")}
+
+
 def test_an_interrupt_leaves_the_branch_as_it_was(folder: Path) -> None:
     big = torch.frombuffer(bytearray(os.urandom(1 << 20)), dtype=torch.float32).repeat(64).view(64, -1)
     save_file({f"w{n}": big + n for n in range(8)}, folder / "big.safetensors")
     save_file(weights(1), folder / "m.safetensors")
     ok(folder, "commit", "m.safetensors")
-    reset = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
-    command = [*COMMAND, "commit", "big.safetensors"]
-    for delay in (0.4, 0.6):
-        child = subprocess.Popen(
-            command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=reset
-        )
-        time.sleep(delay)
+    command = ["env", "--default-signal=INT", *COMMAND, "commit", "big.safetensors"]
+    for _ in range(2):
+        held = stored(folder)
+        child = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while stored(folder) == held and child.poll() is None:
+            time.sleep(0.01)
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=30)
-        assert child.returncode in (0, 130, -signal.SIGINT)  # the last is 130 to a shell
-        if child.returncode:
-            assert said.decode().endswith("cas: interrupted\n")
+        assert (child.returncode, said.decode().strip()) in ((130, "cas: interrupted"), (0, ""))
     assert run(folder, "fsck", "--data").returncode == 0
     assert len(log(folder)) in (1, 2)

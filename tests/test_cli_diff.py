@@ -117,6 +117,17 @@ def test_stat_counts_by_subtree_and_reads_no_content(tmp_path: Path) -> None:
     assert found[1] == {"kind": "subtree", "path": "w", "added": 0, "removed": 0, "changed": 1, "bytes": nbytes}
 
 
+def test_stat_of_a_flat_state_is_a_few_lines_that_add_up(tmp_path: Path) -> None:
+    before = {f"h.{layer}.mlp.{part}.weight": np.zeros(4) for layer in range(60) for part in range(20)}
+    cwd = make(tmp_path, before, {key: value + 1 for key, value in before.items()})
+    _, *rows, total = differs(cwd, "main~1", "main", "--stat")
+    assert 10 < len(rows) <= 40
+    assert rows[0].startswith("h.0")
+    assert sum(int(row.partition(" ~")[2].split()[0]) for row in rows) == len(before)
+    assert total == "1,200 changed (38.4 kB)"
+    assert run(cwd, "diff", "main~1", "main", "--stat", "--json").stdout.count("\n") == 1 + len(before)
+
+
 def test_patterns_choose_and_one_that_names_nothing_is_not_found(tmp_path: Path) -> None:
     cwd = make(tmp_path, BEFORE, AFTER)
     assert differs(cwd, "main~1", "main", "model/*e*", "lr")[1:-1] == [

@@ -39,6 +39,13 @@ def test_commands_options_and_revisions_are_offered(shell: str, place: Path) -> 
     assert offered(place, shell, "cas", "cat", "m") == ["main"]
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_name_that_a_shell_would_run_is_not_offered(shell: str, place: Path) -> None:
+    for name in ("x/$(reboot)", "x/`id`", "x/;id", "x/|id", "x/$HOME", "x/'a", "x/&", "x/ü-1,2", "x/>f"):
+        ok(place, "branch", name)
+    assert offered(place, shell, "cas", "log", "x/") == ["x/ü-1,2"]
+
+
 def test_where_there_is_no_store_nothing_is_offered_and_nothing_said(tmp_path: Path) -> None:
     assert offered(tmp_path, "bash", "cas", "log", "m") == []
     assert offered(tmp_path, "bash", "cas", "log", "m", CAS_STORE=str(tmp_path / "gone")) == []

@@ -474,7 +474,7 @@ def test_leaves_tell_the_kind_and_then_the_parts(store: Store) -> None:
     store.commit({"m": {"w": torch.eye(3).to_sparse()}}, branch="main")
     found = {format_path(leaf.path): leaf for leaf in store.leaves("main")}
     assert list(found) == ["m/w", "m/w/size", "m/w/coalesced", "m/w/indices", "m/w/values"]
-    assert found["m/w"] == ValueLeaf(("m", "w"), "torch.sparse_coo", 0, None)
+    assert found["m/w"] == ValueLeaf(("m", "w"), "torch.sparse_coo", 0, None, is_composite=True)
     assert isinstance(found["m/w/values"], TensorLeaf)
     assert store.leaves("main").find("m/w/indices") == ("m", "w", "indices")
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 import cas
-from cas.cli.from_dcp import read_dcp
+from cas.cli.from_dcp import nested, read_dcp
 from cas.cli.incoming import Parsed, Unreadable
 from cas.files import KnownFile
 
@@ -557,3 +557,8 @@ def test_files_that_change_while_they_are_read_are_refused(folder: Path, tmp_pat
             pytest.raises(cas.Invalid, match="changed while it was read; commit again"),
         ):
             store.commit(parsed.state, origin=parsed.origin)
+
+
+def test_the_top_of_a_state_is_a_dict_whatever_its_paths_say() -> None:
+    assert nested({"a": 1, "b": 2}, {"a": (0,), "b": (1,)}) == {0: 1, 1: 2}
+    assert nested({"a": 1, "b": 2}, {"a": ("x", 0), "b": ("x", 1)}) == {"x": [1, 2]}

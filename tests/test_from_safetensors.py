@@ -47,9 +47,10 @@ def test_every_dtype_comes_in_as_the_library_wrote_it(tmp_path: Path) -> None:
         store.commit(found.state, origin=found.origin)
         loaded = store.load("main")
         (file,) = store.leaves("main").origin()
-        assert b"".join(map(bytes, store.leaves("main").stream(file.parts))) == Path(
-            tmp_path / "m.safetensors"
-        ).read_bytes()
+        assert (
+            b"".join(map(bytes, store.leaves("main").stream(file.parts)))
+            == Path(tmp_path / "m.safetensors").read_bytes()
+        )
     with safe_open(tmp_path / "m.safetensors", "pt") as theirs:
         assert loaded.keys() == set(theirs.keys())
         for name, tensor in loaded.items():
@@ -143,3 +144,11 @@ def test_only_the_bytes_that_are_asked_for_are_read(tmp_path: Path) -> None:
     out = np.ones(10, np.uint8)
     tensor.source.read_into(size - 10, out)
     assert (tensor.shape, out.sum()) == ((size,), 0)
+
+
+@pytest.mark.parametrize("piece", [b"[],", b"{},", b"1111,", "\U0001f680".encode()])
+def test_a_header_that_would_fill_the_memory_is_refused_unread(tmp_path: Path, piece: bytes) -> None:
+    inner = piece * ((90 << 20) // len(piece))
+    header = b'{"a": "' + inner + b'"}' if len(piece) == 4 else b'{"a": [' + inner + b"0]}"
+    with pytest.raises(Unreadable, match="its header is too large"):
+        parsed(write(tmp_path / "m.safetensors", header))

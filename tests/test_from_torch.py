@@ -145,7 +145,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path) -> None:
 
 def test_a_class_that_is_not_plain_is_named(tmp_path: Path) -> None:
     torch.save({"w": W, "args": argparse.Namespace(lr=1)}, tmp_path / "s.pt")
-    with pytest.raises(Unreadable, match="argparse.Namespace"):
+    with pytest.raises(Unreadable, match=r"argparse\.Namespace"):
         parsed(tmp_path / "s.pt")
 
 
@@ -293,7 +293,9 @@ class Made:
         return self.random.choice([torch.Size([1, 2]), torch.Size([]), device, torch.bfloat16, torch.int64])
 
     def key(self) -> Any:
-        return self.random.choice([self.random.randrange(5), 2**45 + self.random.randrange(5), f"k/{self.random.random()}"])
+        return self.random.choice(
+            [self.random.randrange(5), 2**45 + self.random.randrange(5), f"k/{self.random.random()}"]
+        )
 
     def dict(self, depth: int) -> Any:
         return {self.key(): self.state(depth) for _ in range(self.random.randrange(5))}

@@ -19,7 +19,7 @@ FOLDERS = {"cas": "cas", "torch_adapter": "cas.torch", "cli": "cas.cli"}
 # The core from the ground up. Modules of one row do not import each other. The folders stand above it whole.
 ORDER = (
     {"errors"},
-    {"backend", "crew", "dtypes", "envelope", "flocks", "paths"},
+    {"backend", "buffers", "crew", "dtypes", "envelope", "flocks", "paths"},
     {"directfile", "tensors", "block", "grid"},
     {"arrays", "elements", "files", "local", "entropy"},
     {"planes", "nodes", "refs", "frameworks"},

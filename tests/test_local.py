@@ -24,7 +24,8 @@ import pytest
 
 import cas.local
 from cas.backend import Unsettled
-from cas.directfile import ALIGNMENT, BufferPool, DirectStream
+from cas.buffers import BufferPool
+from cas.directfile import ALIGNMENT, DirectStream
 from cas.errors import Corrupt, Exists, Invalid, NotFound, Unsupported
 from cas.local import OPEN_FILES, STREAM_FROM, LocalBackend, create_root
 
@@ -589,7 +590,7 @@ def test_a_full_disk_leaves_no_name_and_takes_files_again_later(tmp_path: Path, 
 
 CRASH = """
 import os, sys
-from cas.directfile import BufferPool
+from cas.buffers import BufferPool
 from cas.local import LocalBackend
 root, size = sys.argv[1], int(sys.argv[2])
 data = bytes(range(251)) * (size // 251)
