@@ -9,7 +9,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from .trees import tensor_bytes
 from .workloads import WORKLOADS, Workload
 
 OUT = Path(__file__).parent / "out"
-LARGE_ROUNDS = 2
-"""What is large is slow and has little noise."""
+LARGE_ROUNDS = 1
+"""What is large takes minutes a turn and has little noise."""
 
 
 @dataclass(slots=True)
@@ -116,20 +116,21 @@ def command_line(run: Run) -> None:
 
 PARTS: dict[str, Callable[[Run], None]] = {
     "trained": in_memory("trained"),
-    "tiny": in_memory("tiny"),
-    "large": large,
-    "growth": growing,
     "commands": command_line,
+    "tiny": in_memory("tiny"),
+    "growth": growing,
+    "large": large,
 }
 """A new part is a function here, which adds what it finds to the results, and its figures in targets.py."""
 
 
-def measure(scale: Scale, rounds: int, only: list[str], folder: Path) -> Results:
+def measure(scale: Scale, rounds: int, only: list[str], folder: Path) -> Iterator[Results]:
+    """The results so far, after each part."""
     results = Results()
     for name in only:
         with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}-") as inside:
             PARTS[name](Run(scale, rounds, Path(inside), results))
-    return results
+        yield results
 
 
 def write(out: Path, where: dict[str, str], rounds: int, results: Results, found: list[Figure]) -> None:
@@ -150,9 +151,10 @@ def main() -> None:
     folder, began = (options.folder or options.out).resolve(), time.monotonic()
     where = machine(folder)
     scale = QUICK if options.quick else FULL
-    results = measure(scale, options.rounds, options.only or list(PARTS), folder)
-    found = [] if options.quick else figures(results)
-    write(options.out, where, options.rounds, results, found)
+    found: list[Figure] = []
+    for results in measure(scale, options.rounds, options.only or list(PARTS), folder):
+        found = [] if options.quick else figures(results)
+        write(options.out, where, options.rounds, results, found)
     print()
     for figure in found:
         print(f"{figure.value:8.4g}  {figure.what} ({figure.target}){'' if figure.met else '  MISSED'}")

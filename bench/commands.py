@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 import cas
 
 from .child import anonymous
+from .machine import usual_environment
 from .results import Amounts
 from .timing import Timing, clock, take_turns
 from .trees import State, leaves
@@ -60,7 +61,7 @@ def _in_and_out(folder: Path, file: Path, rounds: int, way: str) -> Timing:
     def ours() -> float:
         line = _line(folder, file, way)
         os.sync()
-        return clock(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL))
+        return clock(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=usual_environment()))
 
     def theirs() -> float:
         copy = folder / "copy"
@@ -75,7 +76,7 @@ def _in_and_out(folder: Path, file: Path, rounds: int, way: str) -> Timing:
 def _peak(line: list[str]) -> int:
     """Bytes of anonymous memory (RssAnon, looked at every 2 ms) that a command has at its peak."""
     peak = 0
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, env=usual_environment()) as process:
         while process.poll() is None:
             peak = max(peak, anonymous(process.pid))
             time.sleep(_SAMPLE)
@@ -93,7 +94,7 @@ def _log(folder: Path, commits: int, rounds: int) -> Timing:
 
     def log(name: str) -> float:
         line = _cas(folder / name, "log", "-n", FIRST_SCREEN)
-        return clock(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL))
+        return clock(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=usual_environment()))
 
     ways = {f"{commits:,} commits": lambda: log("long"), "1 commit": lambda: log("short")}
     take_turns(ways, 1)

@@ -18,6 +18,7 @@ import numpy as np
 
 import cas
 
+from .machine import usual_environment
 from .timing import Timed, Timing, clock, take_turns
 
 BLOCK = 4096
@@ -91,7 +92,7 @@ def in_new_process(store: Path) -> float:
 def in_command(store: Path, *arguments: str) -> float:
     """Seconds of a whole command, Python's start included."""
     line = [sys.executable, "-m", "cas.cli", "--store", str(store), *arguments]
-    return clock(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL))
+    return clock(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=usual_environment()))
 
 
 def main() -> None:

@@ -15,6 +15,11 @@ from cas.crew import default_threads
 PACKAGES = ("torch", "safetensors", "numpy", "cas-checkpoints")
 
 
+def usual_environment() -> dict[str, str]:
+    """The environment of a command as people run it: Python keeps what it compiles."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def machine(folder: Path) -> dict[str, str]:
     """The machine, the file system that holds `folder`, and the versions that matter."""
     return {

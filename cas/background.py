@@ -20,10 +20,15 @@ class Pending:
         self._result: Commit | None = None
         self._failure: BaseException | None = None
         self._raised = False
+        self._caller_goes_on = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cas-commit", daemon=False)
-        self._thread.start()
+        try:
+            self._thread.start()
+        finally:
+            self._caller_goes_on.set()
 
     def _run(self) -> None:
+        self._caller_goes_on.wait()  # else this thread would keep the interpreter for a while, and the caller waiting
         try:
             self._result = self._work()
         except BaseException as error:  # kept for whoever waits; logged for the case that nobody does

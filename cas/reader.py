@@ -28,8 +28,9 @@ from .objects import Commit, Layout, decode_commit, decode_layout, decode_list, 
 from .pack import Location, name_of
 from .tensors import Array
 
-READ_BYTES = 8 << 20
-TASK_BYTES = 2 << 20
+READ_BYTES = 2 << 20
+ALONE_BYTES = 4 << 20
+"""What one thread has read by the time that others have begun."""
 _CACHED_OBJECTS = 4096
 _CACHED_BYTES = 16 << 20  # encoded; decoded it is some five times as much
 T = TypeVar("T")
@@ -139,7 +140,7 @@ class _Job:
 @dataclass(slots=True)
 class _Bench:
     encoder: Encoder = field(default_factory=Encoder)
-    stored: Array = field(default_factory=lambda: np.empty(READ_BYTES, np.uint8))
+    stored: Array = field(default_factory=lambda: np.empty(MAX_BLOCK_SIZE, np.uint8))
     raw: Array = field(default_factory=lambda: np.empty(MAX_BLOCK_SIZE, np.uint8))
 
 
@@ -150,7 +151,7 @@ def _grouped(batches: Iterable[list[_Job]]) -> Iterator[list[list[_Job]]]:
     for batch in batches:
         group.append(batch)
         size += sum(job.place.row.stored for job in batch)
-        if size >= TASK_BYTES:
+        if size >= READ_BYTES:
             yield group
             group, size = [], 0
     if group:
@@ -168,13 +169,13 @@ class BlockReader:
 
     def fill(self, uses: Iterable[BlockUse]) -> None:
         """Read and verify every use. On an error the buffers' contents are undefined."""
-        batches = list(self._batches(self._jobs(list(uses))))
-        tasks = list(_grouped(batches))
-        if len(tasks) == 1:
-            self._read_in_crew(tasks[0])
+        jobs = self._jobs(list(uses))
+        batches = list(self._batches(jobs))
+        if sum(job.place.row.stored for job in jobs) <= ALONE_BYTES:
+            self._read_in_crew(batches)
             return
-        with Crew(min(self._threads, max(1, len(tasks)))) as crew:
-            for task in tasks:
+        with Crew(self._threads) as crew:
+            for task in _grouped(batches):
                 crew.submit(partial(self._read_in_crew, task))
 
     def check(self, places: Iterable[Location], report: Callable[[Location, CasError], None]) -> None:
@@ -206,7 +207,7 @@ class BlockReader:
         return sorted(jobs, key=lambda job: (job.place.pack, job.place.row.offset))
 
     def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
-        """Neighbours in one pack, up to `READ_BYTES` of stored bytes together."""
+        """Neighbours in one pack, up to `READ_BYTES` of stored bytes together or one block."""
         batch: list[_Job] = []
         size = 0
         for job in jobs:
