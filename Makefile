@@ -18,7 +18,7 @@ help:
 	@echo 'make test       lint and all tests (JOBS=2 workers, ARGS="-k name" for pytest)'
 	@echo 'make test-fast  tests without the slow ones'
 	@echo 'make lint       ruff and mypy; make format writes what ruff wants'
-	@echo 'make bench      all that is measured, about 20 minutes (ARGS="--only trained" for a part)'
+	@echo 'make bench      all that is measured, about half an hour (ARGS="--only trained" for a part)'
 	@echo 'make wheel      wheel and source archive in dist/'
 	@echo 'make clean      remove all that these made, the environment included'
 
