@@ -54,16 +54,19 @@ def assemble(item: Item) -> Assembled:
 
 def _set(found: Assembled, files: dict[str, KnownFile]) -> Any:
     """The state of one file, or of the shards of one set together."""
-    parts = [(name, found.take(read_file(file, name))) for name, file in files.items()]
-    if len(parts) == 1:
-        return parts[0][1]
-    state: dict[Any, Any] = {}
-    for name, part in parts:
-        if not isinstance(part, dict) or part.keys() & state.keys():
-            found.notes.append(f"{name} is kept as bytes: it holds tensors that another shard has, or is no dict")
-        else:
-            state |= part
-    return state
+    parts = {name: read_file(file, name) for name, file in files.items()}
+    states = [found.take(part) for part in parts.values()]
+    if len(states) == 1:
+        return states[0]
+    bad = next((name for name, part in parts.items() if part.notes or not isinstance(part.state, dict)), None)
+    if bad is not None:  # a part of a model must not look like the whole
+        found.notes.append(f"its other shards are kept as bytes too: {bad} cannot be taken in")
+        return {}
+    merged = {key: value for state in states for key, value in state.items()}
+    if len(merged) < sum(map(len, states)):
+        found.notes.append(f"{', '.join(parts)} are kept as bytes: a tensor is in several of them")
+        return {}
+    return merged
 
 
 def _folder(found: Assembled, item: Item) -> None:

@@ -14,7 +14,7 @@ from blake3 import blake3
 import cas
 from cas.commits import human_bytes
 from cas.errors import Invalid
-from cas.tensors import Tensor
+from cas.tensors import Composite, Tensor
 
 from . import steps
 from .assembling import Assembled, assemble
@@ -103,7 +103,8 @@ class Result:
 
 def _results(store: cas.Store, found: Scan, wanted: Wanted, dry_run: bool) -> Iterator[Result]:
     known = _known(store, wanted.branch)
-    for item in sorted(found.items, key=_order) if len(found.items) > 1 else found.items:
+    items = sorted(found.items, key=lambda item: _order(item, known)) if len(found.items) > 1 else found.items
+    for item in items:
         before = known.get(_stamp(item))
         if before is not None:
             yield Result(item, "skipped", None, before)
@@ -127,11 +128,12 @@ def _stamp(item: Item) -> str:
     return blake3(json.dumps(files).encode()).hexdigest()[:32]
 
 
-def _order(item: Item) -> tuple[Any, ...]:
-    """By step, then by epoch; what has neither comes last, by name."""
+def _order(item: Item, known: dict[str, cas.Commit]) -> tuple[Any, ...]:
+    """By step, then by epoch; what has neither comes last, by name. What is known is not read again."""
     step, epoch = steps.from_name(item.label), steps.epoch_from_name(item.label)
     if step is None:
-        step = assemble(item).step
+        before = known.get(_stamp(item))
+        step = assemble(item).step if before is None else before.step
     last = max(file.changed for file in item.files.values())
     return step is None and epoch is None, step is None, step or 0, epoch or 0, natural(item.label), last
 
@@ -178,7 +180,7 @@ def _tensors(state: Any) -> int:
         return sum(map(_tensors, state.values()))
     if isinstance(state, list | tuple):
         return sum(map(_tensors, state))
-    return int(isinstance(state, Tensor) or hasattr(state, "layout"))
+    return int(isinstance(state, Tensor | Composite))
 
 
 def _say(result: Result) -> None:

@@ -151,6 +151,24 @@ def test_shards_of_one_layout_come_in_as_what_they_are(folder: Path) -> None:
     assert all(torch.equal(loaded[name], tensor) for name, tensor in held.items())
 
 
+@pytest.mark.parametrize("fault", ["cut", "twice"])
+def test_a_set_of_shards_of_which_one_cannot_be_taken_in_is_kept_as_bytes_whole(folder: Path, fault: str) -> None:
+    """Else the weights that are left would look like the whole model."""
+    for number in (1, 2):
+        names = ["a", "b"] if fault == "twice" else [f"{number}"]
+        held = {name: torch.full((3,), float(number)) for name in names}
+        save_file(held, folder / f"model-0000{number}-of-00002.safetensors")
+    if fault == "cut":
+        path = folder / "model-00002-of-00002.safetensors"
+        path.write_bytes(path.read_bytes()[:-1])
+    (done,) = objects(ok(folder, "commit", ".", "--json"))
+    assert (done["tensors"], done["files"]) == (0, 2)
+    assert any("kept as bytes" in note for note in done["notes"])
+    assert "holds no tensors" in refused(folder, 2, "checkout", "main", "-o", "out")
+    ok(folder, "checkout", "main", "--as-imported", "-o", "back")
+    assert contents(folder / "back") == {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
+
+
 def test_a_dry_run_stores_nothing_and_says_what_it_would(folder: Path) -> None:
     trainer_checkpoint(folder / "run/checkpoint-9", 9, 1)
     (folder / "run/junk.bin").write_bytes(b"junk")
