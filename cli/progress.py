@@ -43,8 +43,8 @@ class Progress:
             now = time.monotonic()
             if self._shown and now - self._last >= _PERIOD:
                 self._last = now
+                self._drawn = True  # first: ^C may come in the middle of the writing, and the line must go then too
                 self._write(_CLEAR + self._line(now - self._start))
-                self._drawn = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

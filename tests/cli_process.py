@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,23 @@ def refused(cwd: Path, code: int, *arguments: str | Path, env: dict[str, str] | 
     assert "Traceback" not in done.stderr
     assert "defect" not in done.stderr
     return done.stderr.removeprefix("cas: ").strip()
+
+
+def in_terminal(cwd: Path, *arguments: str, env: dict[str, str] | None = None, columns: int = 80) -> tuple[int, str]:
+    """Exit code of the command, and all that it writes to a terminal of so many columns."""
+    leader, follower = pty.openpty()
+    variables = {**(env or environment()), "COLUMNS": str(columns), "TERM": "xterm"}
+    child = subprocess.Popen([*COMMAND, *arguments], cwd=cwd, env=variables, stdout=follower, stderr=follower)
+    os.close(follower)
+    output = b""
+    try:
+        while piece := os.read(leader, 65536):
+            output += piece
+    except OSError:
+        pass  # Linux reports the other end's closing as EIO
+    finally:
+        os.close(leader)
+    return child.wait(), output.decode()
 
 
 def objects(output: str) -> list[dict[str, Any]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
 import shutil
 import subprocess
@@ -15,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_process import COMMAND, environment, make_store, objects, ok, refused, run
+from cli_process import COMMAND, environment, in_terminal, make_store, objects, ok, refused, run
 
 import cas
 from cas.cli import main as entry
@@ -355,29 +353,11 @@ def test_nothing_from_a_store_reaches_the_terminal_as_a_command(tmp_path: Path) 
         assert done.stderr.count("\n") == 1
 
 
-def in_terminal(cwd: Path, env: dict[str, str], *arguments: str, columns: int = 80) -> str:
-    """What the command writes to a terminal."""
-    leader, follower = pty.openpty()
-    os.set_blocking(leader, True)
-    size = {**env, "COLUMNS": str(columns), "TERM": "xterm"}
-    child = subprocess.Popen([*COMMAND, *arguments], cwd=cwd, env=size, stdout=follower, stderr=follower)
-    os.close(follower)
-    output = b""
-    try:
-        while piece := os.read(leader, 65536):
-            output += piece
-    except OSError:
-        pass  # Linux reports the other end's closing as EIO
-    finally:
-        os.close(leader)
-    assert child.wait() == 0
-    return output.decode()
-
-
 def test_a_terminal_gets_colours_and_lines_that_fit(place: Path) -> None:
     with cas.open(place / ".cas") as store:
         store.commit({"w": np.zeros(1)}, parent="main", message="long " * 60)
-    output = in_terminal(place, environment(), "log")
+    code, output = in_terminal(place, "log")
+    assert code == 0
     assert "\x1b[33m" in output
     plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
     assert all(len(line) <= 80 for line in plain.splitlines())
@@ -385,12 +365,16 @@ def test_a_terminal_gets_colours_and_lines_that_fit(place: Path) -> None:
 
 
 def test_a_narrow_terminal_keeps_the_last_column_readable(place: Path) -> None:
-    output = in_terminal(place, environment(NO_COLOR="1"), "stats", "main", columns=30)
+    code, output = in_terminal(place, "stats", "main", env=environment(NO_COLOR="1"), columns=30)
+    assert code == 0
     assert "of which stored" in output.splitlines()[0]
 
 
 def test_no_color_is_heeded(place: Path) -> None:
-    assert "\x1b" not in in_terminal(place, environment(NO_COLOR="1"), "log")
+    code, output = in_terminal(place, "log", env=environment(NO_COLOR="1"))
+    assert code == 0
+    assert output
+    assert "\x1b" not in output
     assert "\x1b" not in ok(place, "log")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_process import COMMAND, environment, objects, ok, refused
+from cli_process import COMMAND, environment, in_terminal, objects, ok, refused
 
 import cas
 
@@ -112,32 +111,14 @@ def test_what_is_not_there_is_said_with_what_is(place: Path) -> None:
     assert "cas ls" in refused(place, 2, "cat", "nested", "a")
 
 
-def in_terminal(place: Path, path: str) -> tuple[int, str]:
-    """Exit code and all output of `cas cat main PATH` in a terminal."""
-    leader, follower = pty.openpty()
-    child = subprocess.Popen(
-        [*COMMAND, "cat", "main", path], cwd=place, env=environment(), stdout=follower, stderr=follower
-    )
-    os.close(follower)
-    output = b""
-    try:
-        while piece := os.read(leader, 65536):
-            output += piece
-    except OSError:
-        pass  # Linux reports the other end's closing as EIO
-    finally:
-        os.close(leader)
-    return child.wait(), output.decode()
-
-
 def test_a_terminal_gets_no_binary_and_no_escapes(place: Path) -> None:
     for path in ("raw", "long raw", "w.bin"):
-        code, output = in_terminal(place, path)
+        code, output = in_terminal(place, "cat", "main", path)
         assert (code, output.count("\n")) == (2, 1)
         assert "> FILE" in output
-    assert in_terminal(place, "evil") == (0, "\\x1b[2J\r\n")
-    assert in_terminal(place, "text") == (0, "two\r\nlines\r\n")
-    code, output = in_terminal(place, "long")
+    assert in_terminal(place, "cat", "main", "evil") == (0, "\\x1b[2J\r\n")
+    assert in_terminal(place, "cat", "main", "text") == (0, "two\r\nlines\r\n")
+    code, output = in_terminal(place, "cat", "main", "long")
     assert (code, output.strip()) == (0, STATE["long"])
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cli_process import COMMAND, environment, objects, refused, run
+from cli_process import environment, in_terminal, objects, refused, run
 from test_diff import block_ids, damage
 
 import cas
@@ -177,13 +174,8 @@ def test_wrong_use_ends_with_2_and_an_unknown_revision_with_11(tmp_path: Path) -
 @pytest.mark.parametrize(("more", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
 def test_signs_have_colours_on_a_terminal_only(tmp_path: Path, more: dict[str, str], coloured: bool) -> None:
     cwd = make(tmp_path, {"a": 1, "b": 1}, {"a": 2, "c": 1})
-    ours, theirs = pty.openpty()
-    command = [*COMMAND, "diff", "main~1", "main"]
-    done = subprocess.run(command, cwd=cwd, env=environment(TERM="xterm", **more), stdout=theirs, check=False)
-    os.close(theirs)
-    shown = os.read(ours, 1 << 16).decode()
-    os.close(ours)
-    assert done.returncode == 1
+    code, shown = in_terminal(cwd, "diff", "main~1", "main", env=environment(**more))
+    assert code == 1
     for start, line in (("\x1b[33m", "~ a"), ("\x1b[31m", "- b"), ("\x1b[32m", "+ c")):
         assert line in shown
         assert (start + line in shown) is coloured

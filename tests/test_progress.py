@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 from checkouts import big_store, commit, left_in
-from cli_process import COMMAND, array, environment, run
+from cli_process import COMMAND, array, environment, ok, run
+from safetensors.numpy import save_file
 
 SLOWLY = """
 import sys, time
@@ -143,3 +144,16 @@ def test_what_is_left_in_words(seconds: float, text: str) -> None:
     from cas.cli.progress import _duration
 
     assert _duration(seconds) == text
+
+
+def test_a_commit_draws_its_line_and_clears_it(tmp_path: Path) -> None:
+    ok(tmp_path, "init")
+    save_file({"w": array(96 << 20)}, tmp_path / "w.safetensors")
+    terminal = Terminal()
+    assert (
+        terminal.run([*COMMAND, "commit", "--codec", "planes", "w.safetensors"], tmp_path, environment(TERM="xterm"))
+        == 0
+    )
+    assert all(line.startswith("commit ") and " of 403 MB, " in line for line in terminal.lines())
+    assert terminal.lines()
+    assert terminal.text.endswith("\r\x1b[K")
