@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .block import ObjectId, short
-from .errors import CasError, Exists, NotFound, RefConflict
+from .errors import Exists, NotFound, RefConflict
 from .log import Log, Record
 from .refs import Ref, RefKind, Refs, check_free, check_name
+from .roots import Roots
 
 
 class Unset(enum.Enum):
@@ -37,6 +38,10 @@ class _Unsettled:
     before: ObjectId | None
 
 
+Check = Callable[[ObjectId, Record], None]
+"""Raises `NotFound` unless a commit that `Record` does not lead to is whole outside all that it condemns."""
+
+
 @dataclass(frozen=True, slots=True)
 class Base:
     """What a commit builds on: its parents, and the `tip` that the branch must still have when it is published."""
@@ -46,11 +51,17 @@ class Base:
     parents: tuple[ObjectId, ...]
 
 
+class Overtaken(Exception):
+    """Files were condemned since a commit's blocks were looked up: they must be found or stored again."""
+
+
 class Branches:
     """The refs of one store as one `Store` sees them. Safe to use from many threads."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, roots: Roots, check: Check) -> None:
         self._log = log
+        self._roots = roots
+        self._check = check
         self.renew_lock()
         self._loaded: dict[str, ObjectId] = {}
         self._unsettled: _Unsettled | None = None
@@ -110,20 +121,29 @@ class Branches:
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
-    def advance(self, base: Base, commit: ObjectId, why: str) -> None:
-        """Publish `commit` as the branch's tip, durably; `RefConflict` when another writer moved the branch."""
+    def advance(self, base: Base, commit: ObjectId, epoch: int, why: str) -> None:
+        """Publish `commit` as the branch's tip, durably; `RefConflict` when another writer moved the branch.
+
+        Every object of the commit itself was found or stored under `epoch`. What was found then may be condemned in a
+        later one: `Overtaken`.
+        """
         branch, ref = base.branch, (RefKind.BRANCH, base.branch)
-        self._publish(lambda root: self._advanced(root, ref, base.tip, commit), why, (branch, commit))
+
+        def change(root: Record) -> Refs:
+            tip = root.refs.get(ref)
+            if tip != base.tip:
+                raise RefConflict(_moved(branch, base.tip, tip))
+            if root.epoch != epoch:
+                raise Overtaken
+            if tip is None:
+                check_ref(root.refs, ref)
+            for parent in base.parents:
+                self._check(parent, root)
+            return {**root.refs, ref: commit}
+
+        self._publish(change, why, (branch, commit))
         with self._lock:
             self._loaded[branch] = commit
-
-    def _advanced(self, root: Record, ref: Ref, expected: ObjectId | None, commit: ObjectId) -> Refs:
-        tip = root.refs.get(ref)
-        if tip != expected:
-            raise RefConflict(_moved(ref[1], expected, tip))
-        if tip is None:
-            check_ref(root.refs, ref)
-        return {**root.refs, ref: commit}
 
     def set(self, ref: Ref, commit: ObjectId, force: bool) -> None:
         """Make a ref, or with `force` move it."""
@@ -135,6 +155,7 @@ class Branches:
                 check_ref(root.refs, ref)
             elif not force:
                 raise Exists(f"{kind.name.lower()} {name} exists, at {short(root.refs[ref])}; {_WAYS[kind]}")
+            self._check(commit, root)
             return {**root.refs, ref: commit}
 
         self._publish(change, f"{kind.name.lower()} {name}{' forced' if force else ''}")
@@ -156,19 +177,14 @@ class Branches:
 
     def _publish(self, change: Callable[[Record], Refs], why: str, commit: tuple[str, ObjectId] | None = None) -> None:
         """Publish the root with `change` made to its refs; `change` runs again on every root that came first."""
-        while True:
-            root = self._log.head()
-            record = root.successor(change(root), why)
-            try:
-                if self._log.publish(record):
-                    return
-            except OSError as error:  # the record was not published
-                raise CasError(f"{why} was not published: {error}; nothing has changed, try again") from error
-            except BaseException:  # CommitUnknown, or an interrupt that may have come after the record had its name
-                if commit is not None:
-                    with self._lock:
-                        self._unsettled = _Unsettled(record, *commit, self._loaded.get(commit[0]))
-                raise
+        attempted: list[Record] = []
+        try:
+            self._roots.update(lambda root: {"refs": dict(change(root))}, why, attempted.append)
+        except BaseException:  # CommitUnknown, or an interrupt that may have come after the record had its name
+            if commit is not None and attempted:
+                with self._lock:
+                    self._unsettled = _Unsettled(attempted[-1], *commit, self._loaded.get(commit[0]))
+            raise
 
     def settle(self) -> None:
         """Find out what became of a record that was cut off while it was published.

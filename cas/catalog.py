@@ -1,4 +1,8 @@
-"""The packs of a store as the index knows them, kept in step with the packs that are listed."""
+"""The packs of a store as the index knows them, kept in step with the packs that are listed and not condemned.
+
+Rows of condemned packs are never found here: they are dropped when a root that condemns them is first seen, and what
+another process, which has seen an older root, puts back into the shared index is passed over.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from . import pack
+from . import lists, pack
 from .backend import Backend
 from .block import ObjectId
 from .errors import CasError, NotFound
 from .index import Index, open_index
+from .lists import ListId, What
+from .log import Record
 from .pack import Location, PackId, Table
 
 
@@ -24,6 +30,9 @@ class Catalog:
         self.renew_lock()
         self.damaged: dict[PackId, Exception] = {}
         """Packs whose table could not be read at the last refresh, and why."""
+        self.condemned: frozenset[bytes] = frozenset()
+        """Packs and lists that nothing may lean on, as of the newest root that was observed."""
+        self._observed: set[ListId] = set()
 
     def renew_lock(self) -> None:
         """Also after a fork: another thread of the parent may have held the old one."""
@@ -40,6 +49,23 @@ class Catalog:
                     self._index = index
         return self._index
 
+    def observe(self, root: Record) -> None:
+        """From now on find nothing in packs that `root` condemns."""
+        fresh = [name for _, name in root.condemned if name not in self._observed]
+        if not fresh:
+            return
+        with self._opening:
+            found = {item for name in fresh for item in lists.read(self._backend, name, What.CONDEMNED)}
+            self.condemned |= found
+            self._observed.update(fresh)
+            if self._index is not None:
+                self._forget_condemned(self._index)
+
+    def _forget_condemned(self, index: Index) -> None:
+        held = index.packs().keys() & self.condemned
+        if held:
+            index.drop(held)
+
     def refresh(self) -> None:
         """Take up packs that are listed and unknown, forget packs that are known and gone.
 
@@ -51,10 +77,10 @@ class Catalog:
     def _refresh(self, index: Index) -> None:
         known = index.packs()  # before the listing: what others add meanwhile must not look lost
         listed = self._listed()
-        lost = {name for name, size in known.items() if listed.get(name) != size}
+        lost = {name for name, size in known.items() if listed.get(name) != size or name in self.condemned}
         if lost:
             index.drop(lost)
-        fresh = [name for name in listed if name not in known or name in lost]
+        fresh = [name for name in listed if (name not in known or name in lost) and name not in self.condemned]
         folders = {pack.name_of(name).rpartition("/")[0] for name in fresh}
         for folder in sorted(folders | {pack.FOLDER} if folders else ()):
             self._backend.sync(folder)
@@ -80,20 +106,20 @@ class Catalog:
 
     def known(self, ids: Sequence[ObjectId]) -> set[ObjectId]:
         """Those of `ids` that lie in some pack."""
-        return self.index.known(ids)
+        return self.index.known(ids, self.condemned)
 
     def locate(self, ids: Iterable[ObjectId]) -> dict[ObjectId, list[Location]]:
         """Every row of each known object. Where one is unknown the packs are listed again first."""
         wanted = list(dict.fromkeys(ids))
-        found = self.index.find_many(wanted)
+        found = self.index.find_many(wanted, self.condemned)
         if len(found) < len(wanted):
             self.refresh()
-            found = self.index.find_many(wanted)
+            found = self.index.find_many(wanted, self.condemned)
         return found
 
     def match(self, low: bytes, high: bytes, limit: int) -> list[Location]:
         """Up to `limit` rows whose ids lie in low <= id <= high."""
-        return self.index.match(low, high, limit)
+        return [place for place in self.index.match(low, high, limit) if place.pack not in self.condemned]
 
     def why_missing(self) -> str:
         """What to add to an error about an object that is nowhere."""

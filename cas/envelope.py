@@ -21,6 +21,7 @@ _HEADER = struct.Struct("<8sHBBI16s32s")
 class FileKind(IntEnum):
     PACK = 1
     RECORD = 2
+    LIST = 3
 
 
 def header(kind: FileKind) -> bytes:

@@ -186,30 +186,36 @@ class Index:
 
     # -- looking up ---------------------------------------------------------------------------------------------
 
-    def known(self, ids: Sequence[ObjectId]) -> set[ObjectId]:
-        """Those of `ids` that have a row."""
+    def known(self, ids: Sequence[ObjectId], but: Set[bytes] = frozenset()) -> set[ObjectId]:
+        """Those of `ids` that have a row outside the packs of `but`."""
         self._here()
         with self._mutex:
-            found = {name for name in ids if name in self._memory}
+            found = {name for name in ids if any(place.pack not in but for place in self._memory.get(name, ()))}
             with self._reading() as txn:
                 if txn is not None:
-                    found.update(key for key, _ in txn.cursor(self._rows).getmulti(ids))
+                    rows = txn.cursor(self._rows).getmulti(ids, dupdata=bool(but))
+                    found.update(key for key, value in rows if not but or value[:_PACK_SIZE] not in but)
             return found
 
     def find(self, name: ObjectId) -> list[Location]:
         """Every row of an object, none if it is unknown."""
         return self.find_many([name]).get(name, [])
 
-    def find_many(self, ids: Iterable[ObjectId]) -> dict[ObjectId, list[Location]]:
-        """Every row of every known object of `ids`."""
+    def find_many(self, ids: Iterable[ObjectId], but: Set[bytes] = frozenset()) -> dict[ObjectId, list[Location]]:
+        """Every row outside the packs of `but` of every object of `ids` that has one."""
         self._here()
         wanted = list(dict.fromkeys(ids))
+        found: dict[ObjectId, list[Location]] = {}
         with self._mutex:
-            found = {name: list(self._memory[name]) for name in wanted if name in self._memory}
+            for name in wanted:
+                kept = [place for place in self._memory.get(name, ()) if place.pack not in but]
+                if kept:
+                    found[name] = kept
             with self._reading() as txn:
                 if txn is not None:
                     for key, value in txn.cursor(self._rows).getmulti(wanted, dupdata=True):
-                        found.setdefault(key, []).append(_location(key, value))
+                        if value[:_PACK_SIZE] not in but:
+                            found.setdefault(key, []).append(_location(key, value))
         return found
 
     def rows(self) -> list[Location]:

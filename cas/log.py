@@ -1,8 +1,9 @@
 """The log: the one thing in a store that changes. Its newest record is the root.
 
     log/<seq, 20 digits>:  header 64 | body | BLAKE3 32 of header and body
-    body: [1, seq, read features, write features, refs, config, epoch, condemned, absent, update]
+    body: [1, seq, read features, write features, refs, config, epoch, condemned, absent, floor, update]
     refs: [[kind, name, commit id], ...] sorted;  update: [write id 16, who, host, time in us, why]
+    condemned: [[epoch, list id 16], ...] rising;  absent: [list id, ...];  floor: the oldest record that undo may name
     root:  "<seq> <BLAKE3 of that record's file>\n<BLAKE3 of the line before>\n", a hint
 
 Publishing is create-if-absent of the next number, so exactly one of racing writers wins and the log is reflog and
@@ -20,6 +21,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from blake3 import blake3
 
@@ -27,6 +29,7 @@ from . import envelope
 from .backend import Backend, Unsettled
 from .block import ObjectId
 from .errors import CasError, CommitUnknown, Corrupt, Exists, NotFound, Unsupported
+from .lists import ListId
 from .nodes import Node, check_node, expect, is_id, pack, unpack
 from .refs import Ref, RefKind, Refs, is_name
 
@@ -34,8 +37,8 @@ FOLDER = "log"
 HINT = "root"
 VERSION = 1
 _DIGEST = 32
-_FEATURES = pack([VERSION, [], [], 0, [], []])
-"""Version, read and write features, epoch, condemned and absent lists: all that this release knows."""
+_FEATURES = pack([VERSION, [], []])
+"""Version, read and write features: all that this release knows."""
 _logger = logging.getLogger("cas")
 
 
@@ -52,16 +55,25 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A whole root. `refs` and `config` are never changed in place."""
+    """A whole root. `refs` and `config` are never changed in place.
+
+    `condemned` are lists of files that nothing may lean on any more, each with the epoch that it came with; `epoch` is
+    the newest of these. `absent` are lists of what commits lack on purpose. Collections keep what records from `floor`
+    on name as far as their undo window goes, so undo goes no further back.
+    """
 
     seq: int
     refs: Refs
     update: Update
     config: Mapping[str, Node] = field(default_factory=dict)
+    epoch: int = 0
+    condemned: tuple[tuple[int, ListId], ...] = ()
+    absent: tuple[ListId, ...] = ()
+    floor: int = 1
 
-    def successor(self, refs: Refs, why: str) -> Record:
-        """The next root, with these refs."""
-        return replace(self, seq=self.seq + 1, refs=dict(refs), update=new_update(why))
+    def successor(self, why: str, **changes: Any) -> Record:
+        """The next root, with these fields changed."""
+        return replace(self, seq=self.seq + 1, update=new_update(why), **changes)
 
 
 def new_update(why: str) -> Update:
@@ -89,7 +101,8 @@ def encode_record(record: Record) -> bytes:
     refs = [[kind, name, commit] for (kind, name), commit in sorted(record.refs.items())]
     config = [[key, value] for key, value in sorted(record.config.items())]
     update = [u.write_id, u.who, u.host, u.time, u.why]
-    body = pack([VERSION, record.seq, [], [], refs, config, 0, [], [], update])
+    lists = [record.epoch, [list(item) for item in record.condemned], list(record.absent), record.floor]
+    body = pack([VERSION, record.seq, [], [], refs, config, *lists, update])
     data = envelope.header(envelope.FileKind.RECORD) + body
     return data + blake3(data).digest()
 
@@ -101,12 +114,32 @@ def decode_record(data: bytes, seq: int) -> Record:
         raise Corrupt(f"{what} does not match its checksum; restore {name_of(seq)} from another copy of the store")
     envelope.check_header(data, envelope.FileKind.RECORD, what)
     body = unpack(data[envelope.SIZE : -_DIGEST], what)
-    expect(type(body) is list and len(body) == 10, f"{what} has the wrong form")
-    version, number, read, write, refs, config, epoch, condemned, absent, update = body
-    if pack([version, read, write, epoch, condemned, absent]) != _FEATURES:
+    expect(type(body) is list and len(body) == 11, f"{what} has the wrong form")
+    version, number, read, write, refs, config, epoch, condemned, absent, floor, update = body
+    if pack([version, read, write]) != _FEATURES:
         raise Unsupported(f"{what} needs features that this release does not have: {read or write}; upgrade")
     expect(type(number) is int and number == seq, f"{what} carries the number {number}")
-    return Record(seq, _refs(refs, what), _update(update, what), _config(config, what))
+    expect(type(floor) is int and 1 <= floor <= seq, f"{what} has an impossible floor")
+    lists = (epoch, _condemned(condemned, epoch, what), _absent(absent, what), floor)
+    return Record(seq, _refs(refs, what), _update(update, what), _config(config, what), *lists)
+
+
+def _condemned(items: Node, epoch: Node, what: str) -> tuple[tuple[int, ListId], ...]:
+    pairs = type(items) is list and all(type(i) is list and len(i) == 2 and type(i[0]) is int for i in items)
+    expect(pairs and all(_is_list_id(item[1]) for item in items), f"{what} has malformed condemned lists")
+    epochs = [item[0] for item in items]
+    rising = all(one < other for one, other in zip([0, *epochs], epochs, strict=False))
+    expect(rising and type(epoch) is int and epoch == max(epochs, default=0), f"{what} has an impossible epoch")
+    return tuple((at, ListId(name)) for at, name in items)
+
+
+def _absent(items: Node, what: str) -> tuple[ListId, ...]:
+    expect(type(items) is list and all(map(_is_list_id, items)), f"{what} has malformed absent lists")
+    return tuple(map(ListId, items))
+
+
+def _is_list_id(value: Node) -> bool:
+    return type(value) is bytes and len(value) == 16
 
 
 def _refs(items: Node, what: str) -> Refs:

@@ -29,7 +29,7 @@ def init(path: StorePath, block_size: int = DEFAULT_BLOCK_SIZE) -> Store:
     except Exists:
         Log(backend).read(1)  # left by an init that was cut off, or by one that races: it must verify
     backend.create(identity.NAME, identity.encode(made))
-    return Store(folder)
+    return _open(folder)
 
 
 def open_store(path: StorePath, create: bool = False) -> Store:
@@ -42,7 +42,11 @@ def open_store(path: StorePath, create: bool = False) -> Store:
             return init(path)
         except Exists:
             pass  # another process made it meanwhile
-    return Store(folder)
+    return _open(folder)
+
+
+def _open(folder: Path) -> Store:
+    return Store(LocalBackend(folder), folder / "index")
 
 
 def _local(path: StorePath) -> Path:

@@ -1,18 +1,19 @@
 """Which objects commits need: the walk from commits down to blocks.
 
 It follows names and judges nothing: an object that is missing or bad is the error of whoever asked. Whether all is
-whole is for `fsck`, which goes on after damage.
+whole is for `fsck`, which goes on after damage. What a commit lacks on purpose is passed by on the way down from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from typing import TypeVar
 
 from .block import Kind, ObjectId
 from .nodes import KEYED_TAGS, LISTED_TAGS, Content, Node, Tag, long_of, tensor_of
 from .objects import Commit
 from .reader import Objects
+from .roots import Absent
 
 Edge = tuple[Kind, ObjectId]
 """An object that another one names, and as what."""
@@ -20,19 +21,21 @@ Edge = tuple[Kind, ObjectId]
 T = TypeVar("T", bound=Hashable)
 
 
-def reachable(edges: Iterable[Edge], objects: Objects) -> set[Edge]:
-    """Everything that these objects need, themselves included. Each object is visited once."""
+def reachable(
+    edges: Iterable[Edge], objects: Objects, absent: Absent, but: Set[ObjectId] = frozenset()
+) -> set[Edge]:
+    """Everything that these objects need, themselves included, `but` these commits. Each object is visited once."""
     found: set[Edge] = set()
     todo = list(edges)
     while todo:
         edge = todo.pop()
-        if edge not in found:
+        if edge not in found and edge[1] not in but:
             found.add(edge)
-            todo.extend(needs(edge, objects))
+            todo.extend(needs(edge, objects, absent))
     return found
 
 
-def reached_by_one(tips: Mapping[T, ObjectId], objects: Objects) -> dict[T, set[Edge]]:
+def reached_by_one(tips: Mapping[T, ObjectId], objects: Objects, absent: Absent) -> dict[T, set[Edge]]:
     """What each commit of `tips` needs and none of the others does. Each object is visited twice at most."""
     owners: dict[Edge, T | None] = {}  # None: two of them need it
     for tip, commit in tips.items():
@@ -45,7 +48,7 @@ def reached_by_one(tips: Mapping[T, ObjectId], objects: Objects) -> dict[T, set[
                 continue
             else:
                 owners[edge] = None
-            todo.extend(needs(edge, objects))
+            todo.extend(needs(edge, objects, absent))
     found: dict[T, set[Edge]] = {tip: set() for tip in tips}
     for edge, owner in owners.items():
         if owner is not None:
@@ -53,13 +56,13 @@ def reached_by_one(tips: Mapping[T, ObjectId], objects: Objects) -> dict[T, set[
     return found
 
 
-def needs(edge: Edge, objects: Objects) -> Iterator[Edge]:
+def needs(edge: Edge, objects: Objects, absent: Absent) -> Iterator[Edge]:
     """What one object names."""
     kind, name = edge
     if kind is Kind.COMMIT:
-        commit = objects.commit(name)
+        commit, left_out = objects.commit(name), absent.get(name, frozenset())
         yield from ((Kind.COMMIT, parent) for parent in commit.parents)
-        yield from needs_of_state(commit)
+        yield from (needed for needed in needs_of_state(commit) if needed[1] not in left_out)
     elif kind is Kind.TREE:
         yield from needs_of_node(objects.tree(name))
     elif kind is Kind.LAYOUT:

@@ -17,6 +17,7 @@ from .paths import format_path
 from .reach import Edge, needs_of_node, needs_of_state, reachable, reached_by_one
 from .reader import Objects
 from .refs import RefKind
+from .roots import Absent
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +90,20 @@ def _file_bytes(commit: Commit) -> int:
     return commit.origin.nbytes + sum(long_of(node).nbytes for _, node in commit.files[1])
 
 
-def measure_commit(name: ObjectId, objects: Objects, catalog: Catalog) -> CommitStats:
+def measure_commit(name: ObjectId, objects: Objects, catalog: Catalog, absent: Absent) -> CommitStats:
+    """A commit whose state is there; a parent's that was pruned shares nothing with it."""
     commit = objects.commit(name)
-    before = _blocks(needs_of_state(objects.commit(commit.parents[0])), objects) if commit.parents else set()
+    before = set() if not commit.parents or commit.parents[0] in absent else _blocks_of_parent(commit, objects)
     parts = [(format_path((key,)), needs_of_node(node)) for key, node in _top_level(commit, objects)]
     return CommitStats(
         id=name.hex(),
         whole=_part(".", needs_of_state(commit), before, objects, catalog),
         parts=tuple(_part(path, edges, before, objects, catalog) for path, edges in parts),
     )
+
+
+def _blocks_of_parent(commit: Commit, objects: Objects) -> set[ObjectId]:
+    return _blocks(needs_of_state(objects.commit(commit.parents[0])), objects)
 
 
 def _top_level(commit: Commit, objects: Objects) -> list[tuple[str | int, Node]]:
@@ -115,7 +121,7 @@ def _part(path: str, edges: Iterable[Edge], before: set[ObjectId], objects: Obje
 
 
 def _blocks(edges: Iterable[Edge], objects: Objects) -> set[ObjectId]:
-    return {name for kind, name in reachable(edges, objects) if kind is Kind.BLOCK}
+    return {name for kind, name in reachable(edges, objects, {}) if kind is Kind.BLOCK}
 
 
 def stored_bytes(names: Iterable[ObjectId], catalog: Catalog) -> tuple[int, int]:
@@ -124,8 +130,8 @@ def stored_bytes(names: Iterable[ObjectId], catalog: Catalog) -> tuple[int, int]
     return sum(rows[0].row.raw for rows in places), sum(place.row.stored for rows in places for place in rows)
 
 
-def bytes_by_branch(root: Record, objects: Objects, catalog: Catalog) -> dict[str, int]:
+def bytes_by_branch(root: Record, absent: Absent, objects: Objects, catalog: Catalog) -> dict[str, int]:
     """For each branch the stored bytes of all objects that no other ref leads to."""
-    alone = reached_by_one(root.refs, objects)
+    alone = reached_by_one(root.refs, objects, absent)
     kept = {name: {item for _, item in held} for (kind, name), held in alone.items() if kind is RefKind.BRANCH}
     return {name: stored_bytes(held, catalog)[1] for name, held in kept.items()}

@@ -13,11 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from . import committing, diff, frameworks, fsck, identity, objects, stats
+from . import closure, committing, diff, frameworks, fsck, identity, objects, stats
 from .ancestry import newest_first
+from .backend import Backend
 from .background import Pending
-from .block import ObjectId
-from .branches import UNSET, Branches, Unset
+from .block import ObjectId, short
+from .branches import UNSET, Branches, Overtaken, Unset
 from .catalog import Catalog
 from .commits import Commit, commit_of
 from .committing import CommitOptions, Request
@@ -25,12 +26,12 @@ from .crew import default_threads
 from .errors import CasError, Invalid, NotFound, Unsupported
 from .leaves import Leaves
 from .loader import MISSING, Loader
-from .local import LocalBackend
 from .log import Log, Record
 from .paths import Patterns
 from .reader import BlockReader, Objects
 from .refs import Ref, RefKind, is_name
 from .revisions import Revisions, default_branch
+from .roots import Roots
 from .stage import Stage
 from .stats import CommitStats
 from .view import view_of
@@ -43,22 +44,23 @@ class Store:
     A context manager; `close` and interpreter exit wait for a commit that still runs in the background.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._backend = LocalBackend(path)
-        self.path = path
-        self.identity = identity.read(self._backend)
+    def __init__(self, backend: Backend, index: Path) -> None:
+        self._backend = backend
+        self.path = Path(backend.url)
+        self.identity = identity.read(backend)
         threads = default_threads()
         self._settings = WriterSettings(self.identity.block_size, threads)
-        self._catalog = Catalog(self._backend, path / "index")
-        self._log = Log(self._backend)
-        self._objects = Objects(self._backend, self._catalog)
-        self._blocks = BlockReader(self._backend, self._catalog, threads)
-        self._branches = Branches(self._log)
+        self._catalog = Catalog(backend, index)
+        self._log = Log(backend)
+        self._roots = Roots(backend, self._log, self._catalog)
+        self._objects = Objects(backend, self._catalog)
+        self._blocks = BlockReader(backend, self._catalog, threads)
+        self._branches = Branches(self._log, self._roots, self._check_whole)
         self._stage = Stage(threads)
         self._turn = threading.RLock()
         self._pending: Pending | None = None
         self._closed = False
-        self._log.head()
+        self._roots.current()
         _open_stores.add(self)
 
     def __repr__(self) -> str:
@@ -116,31 +118,39 @@ class Store:
         self._ready(options.get("group", UNSET))
         self._settle_pending()
         self._branches.settle()
-        root, parent = self._log.head(), options.get("parent")
+        root, parent = self._roots.current(), options.get("parent")
         wanted = None if parent is None else self._revisions().resolve(parent, root)
         base = self._branches.base(options.get("branch", "main"), wanted, root, self._describe)
         return committing.request(state, options, base, started)
 
     def _execute(self, request: Request) -> Commit:
-        try:
-            name, commit, blocks, new = committing.write(request, self._backend, self._catalog, self._settings)
-        except OSError as error:
-            raise CasError(
-                f"the commit on {request.base.branch} was not made: {error}; the branch is as it was, commit again"
-            ) from error
+        """Store and publish; anew, from the state as it is, where packs that were leant on are condemned meanwhile."""
+        while True:
+            try:
+                return self._attempt(request, self._roots.current().epoch)
+            except Overtaken:
+                continue
+            except OSError as error:
+                raise CasError(
+                    f"the commit on {request.base.branch} was not made: {error}; the branch is as it was, commit again"
+                ) from error
+
+    def _attempt(self, request: Request, epoch: int) -> Commit:
+        """One go; `Overtaken` if files were condemned after `epoch`, in which everything is looked up."""
+        name, commit, blocks, new = committing.write(request, self._backend, self._catalog, self._settings)
         self._check_in_place()
         equal = None if request.unless_in is None else self._equal(commit, request.unless_in)
         if equal is not None:
             return equal
         step = "" if request.step is None else f" step {request.step}"
-        self._branches.advance(request.base, name, f"commit {request.base.branch}{step}")
+        self._branches.advance(request.base, name, epoch, f"commit {request.base.branch}{step}")
         return committing.result(name, commit, request, blocks, new)
 
     def _equal(self, commit: objects.Commit, rev: str) -> Commit | None:
-        """A commit in the history of `rev` that holds just what `commit` does."""
-        revisions = self._revisions()
-        for name, other in revisions.history(revisions.resolve(rev, self._log.head())):
-            if objects.same_content(commit, other):
+        """A commit in the history of `rev` that holds just what `commit` does, and was not pruned."""
+        revisions, root = self._revisions(), self._roots.current()
+        for name, other in revisions.history(revisions.resolve(rev, root)):
+            if objects.same_content(commit, other) and name not in self._roots.absent(root):
                 return commit_of(name, other)
         return None
 
@@ -171,6 +181,7 @@ class Store:
         self._turn = threading.RLock()
         self._pending = None
         self._branches.renew_lock()
+        self._roots.renew_lock()
         self._catalog.renew_lock()
         self._objects.renew_lock()
 
@@ -196,7 +207,7 @@ class Store:
         """
         self._ready(group)
         before = self._branches.loaded(rev)
-        root = self._log.head()
+        root = self._roots.current()
         try:
             name = self._revisions().resolve(rev, root)
         except NotFound:
@@ -206,7 +217,7 @@ class Store:
             return default
         only_paths = None if only is None else Patterns(only)
         loader = Loader(self._objects, self._blocks, name, only_paths, device, allow_pickle)
-        state = loader.load(self._objects.commit(name).tree, MISSING if isinstance(into, Unset) else into)
+        state = loader.load(self._held(name, root).tree, MISSING if isinstance(into, Unset) else into)
         if only is None or before is None:
             self._branches.remember(rev if rev is not None else default_branch(root), name, root, before)
         return state
@@ -221,9 +232,9 @@ class Store:
         """The state as a read-only mapping that reads only what is asked for: `view["model"]["w"][0:128]`."""
         self._ready(group)
         before = self._branches.loaded(rev)
-        root = self._log.head()
+        root = self._roots.current()
         name = self._revisions().resolve(rev, root)
-        view = view_of(name, self._objects.commit(name).tree, self._objects, self._blocks)
+        view = view_of(name, self._held(name, root).tree, self._objects, self._blocks)
         if before is None:
             self._branches.remember(rev if rev is not None else default_branch(root), name, root, before)
         return view
@@ -231,20 +242,20 @@ class Store:
     def resolve(self, rev: str | None = None) -> Commit:
         """The commit that a revision names."""
         self._ready(None)
-        root = self._log.head()
+        root = self._roots.current()
         return self._commit(self._revisions().resolve(rev, root))
 
     def log(self, rev: str | None = None) -> Iterator[Commit]:
         """A commit and its first parents, newest first."""
         self._ready(None)
         revisions = self._revisions()
-        start = revisions.resolve(rev, self._log.head())
+        start = revisions.resolve(rev, self._roots.current())
         return (commit_of(name, held) for name, held in revisions.history(start))
 
     def graph(self, rev: str | None = None) -> Iterator[Commit]:
         """All ancestors of a commit, else of all branches and tags: newest first, each before its parents."""
         self._ready(None)
-        root = self._log.head()
+        root = self._roots.current()
         tips = [self._revisions().resolve(rev, root)] if rev is not None or not root.refs else root.refs.values()
         return (commit_of(name, held) for name, held in newest_first(tips, self._objects.commit))
 
@@ -252,7 +263,7 @@ class Store:
         """Commit ids by name, in `branches` and `tags`."""
         self._ready(None)
         found: dict[str, dict[str, str]] = {"branches": {}, "tags": {}}
-        for (kind, name), commit in self._log.head().refs.items():
+        for (kind, name), commit in self._roots.current().refs.items():
             if kind is not RefKind.TRACKING:
                 found["tags" if kind is RefKind.TAG else "branches"][name] = commit.hex()
         return found
@@ -260,14 +271,13 @@ class Store:
     def files(self, rev: str | None = None) -> dict[str, bytes]:
         """The side files of a commit by name, verified."""
         self._ready(None)
-        name = self._revisions().resolve(rev, self._log.head())
+        name = self._revisions().resolve(rev, self._roots.current())
         found: dict[str, bytes] = Loader(self._objects, self._blocks, name).values(self._objects.commit(name).files)
         return found
 
     def leaves(self, rev: str | None = None) -> Leaves:
         """What a commit's state consists of, and the bytes of its tensors, without any framework."""
-        self._ready(None)
-        return Leaves(self._objects, self._blocks, self._revisions().resolve(rev, self._log.head()))
+        return Leaves(self._objects, self._blocks, self._with_state(rev))
 
     def diff(
         self, a: str, b: str | None = None, *, only: str | Sequence[str] | None = None, values: bool = True
@@ -277,8 +287,7 @@ class Store:
         `only` takes patterns of paths. With `values` tensors are read where their blocks differ, and measured in
         bounded memory; without, nothing but trees is read.
         """
-        self._ready(None)
-        names = [self._revisions().resolve(rev, self._log.head()) for rev in (a, b)]
+        names = [self._with_state(rev) for rev in (a, b)]
         patterns = None if only is None else Patterns(only)
         return diff.diff(self._objects, self._blocks, names[0], names[1], values, patterns)
 
@@ -304,7 +313,7 @@ class Store:
         with self._turn:
             self._ready(None)
             self._settle_pending()  # a tag after commit_async means that commit
-            name = self._revisions().resolve(rev, self._log.head())
+            name = self._revisions().resolve(rev, self._roots.current())
             commit = self._commit(name)
             self._branches.set(ref, name, force)
             return commit
@@ -320,17 +329,19 @@ class Store:
     def stats(self) -> stats.StoreStats:
         """What the store holds and takes on disk."""
         self._ready(None)
-        return stats.measure(self._backend, self._catalog, self._objects, self._log.head())
+        return stats.measure(self._backend, self._catalog, self._objects, self._roots.current())
 
     def commit_stats(self, rev: str | None = None) -> CommitStats:
         """What one commit holds, and how much of it its first parent holds as well."""
-        self._ready(None)
-        return stats.measure_commit(self._revisions().resolve(rev, self._log.head()), self._objects, self._catalog)
+        name = self._with_state(rev)
+        absent = self._roots.absent(self._roots.current())
+        return stats.measure_commit(name, self._objects, self._catalog, absent)
 
     def branch_sizes(self) -> dict[str, int]:
         """For each branch, the stored bytes of all objects that no other branch or tag leads to."""
         self._ready(None)
-        return stats.bytes_by_branch(self._log.head(), self._objects, self._catalog)
+        root = self._roots.current()
+        return stats.bytes_by_branch(root, self._roots.absent(root), self._objects, self._catalog)
 
     def fsck(self, data: bool = False) -> list[fsck.Finding]:
         """Check log, packs, refs and everything that commits name; with `data` also every stored byte."""
@@ -339,6 +350,23 @@ class Store:
 
     def _revisions(self) -> Revisions:
         return Revisions(self._log, self._catalog, self._objects.commit)
+
+    def _with_state(self, rev: str | None) -> ObjectId:
+        """The commit that a revision names, whose state is there."""
+        self._ready(None)
+        root = self._roots.current()
+        name = self._revisions().resolve(rev, root)
+        self._held(name, root)
+        return name
+
+    def _held(self, name: ObjectId, root: Record) -> objects.Commit:
+        """A commit whose state is there."""
+        if name in self._roots.absent(root):
+            raise NotFound(f"the state of commit {short(name)} was pruned; `cas log --root` says when")
+        return self._objects.commit(name)
+
+    def _check_whole(self, name: ObjectId, root: Record) -> None:
+        closure.check(name, root, self._roots.absent(root), self._objects, self._catalog)
 
     def _commit(self, name: ObjectId) -> Commit:
         return commit_of(name, self._objects.commit(name))

@@ -15,6 +15,7 @@ from cas import envelope, identity
 from cas.block import ObjectId
 from cas.errors import Corrupt, NotFound, Unsupported
 from cas.identity import Identity
+from cas.lists import ListId
 from cas.local import LocalBackend
 from cas.log import HINT, Log, Record, Update, decode_record, encode_record, first_record, name_of
 from cas.nodes import pack
@@ -25,22 +26,28 @@ RECORD = Record(
     2,
     {(RefKind.TAG, "v1"): B, (RefKind.BRANCH, "main"): A},
     Update(bytes(16), "me", "host", 1_700_000_000_000_000, "commit main"),
+    epoch=3,
+    condemned=((3, ListId(bytes(range(16)))),),
+    absent=(ListId(bytes(range(16, 32))),),
+    floor=2,
 )
 HEAD = "8943415376310d0a0100020000000000" + "00" * 48
 PINNED = (
     HEAD
-    + "9a01029090929300a46d61696ec420"
+    + "9b01029090929300a46d61696ec420"
     + A.hex()
     + "9301a27631c420"
     + B.hex()
-    + "9000909095c410"
+    + "90"
+    + "03919203c410000102030405060708090a0b0c0d0e0f91c410101112131415161718191a1b1c1d1e1f02"
+    + "95c410"
     + "00" * 16
     + "a26d65a4686f7374cf00060a24181e4000ab636f6d6d6974206d61696e"
-    + "4591389a9271958203270d7dbc337c878cf75272ad7959671c72d44250e784a8"
+    + "6329acfaa3f3317a384f5788ec0598d90d7cd20e875df34e1574412b1022ae40"
 )
 PINNED_HINT = (
-    "2 9fca65a62ff3a51c736d5272618a895de05127b1a76a67fed0a3620f395ad3e0\n"
-    "6fbdb6c6f22e507018422f82b55be7ee568126982f23f3ec2789cbb6127d9346\n"
+    "2 8d002210e6cab89c18867b379e9ffa5272c1fbb49e0152d32b57fc07a7540c9e\n"
+    "df9f4b1bc621c1e62c94f690e0ab90f862092516fa61f83ed78629f691959f73\n"
 )
 PINNED_IDENTITY = (
     '{"magic": "cas-checkpoints", "version": 1, "id": "00112233445566778899aabbccddeeff", "block_size": 4194304, '
@@ -87,14 +94,18 @@ def sealed(body: bytes, head: bytes = bytes.fromhex(HEAD)) -> bytes:
     return head + body + blake3(head + body).digest()
 
 
-GOOD: list[Any] = [1, 2, [], [], [[0, "main", A]], [], 0, [], [], [bytes(16), "me", "host", 5, "why"]]
-REFS, CONFIG, UPDATE = 4, 5, 9
+L, M = bytes(range(16)), bytes(range(16, 32))
+GOOD: list[Any] = [
+    *(1, 2, [], [], [[0, "main", A]], []),
+    *(4, [[2, M], [4, L]], [M, L], 2, [bytes(16), "me", "host", 5, "why"]),
+]
+REFS, CONFIG, CONDEMNED, ABSENT, FLOOR, UPDATE = 4, 5, 7, 8, 9, 10
 BAD: dict[str, tuple[int, Any, type[Exception]]] = {
     "version 2": (0, 2, Unsupported),
     "version as bool": (0, True, Unsupported),
     "number as bool": (1, True, Corrupt),
     "features of nothing": (2, None, Unsupported),
-    "epoch as float": (6, 0.0, Unsupported),
+    "epoch as float": (6, 4.0, Corrupt),
     "ref kind as bool": (REFS, [[True, "main", A]], Corrupt),
     "short write id": (UPDATE, [bytes(15), "me", "host", 5, "why"], Corrupt),
     "another number": (1, 3, Corrupt),
@@ -115,9 +126,19 @@ BAD: dict[str, tuple[int, Any, type[Exception]]] = {
     "config twice": (CONFIG, [["a", 1], ["a", 1]], Corrupt),
     "config that is no node": (CONFIG, [["a", [99]]], Corrupt),
     "config that is a map": (CONFIG, [["a", {"b": 1}]], Corrupt),
-    "epoch": (6, 1, Unsupported),
-    "condemned": (7, [A], Unsupported),
-    "absent": (8, [A], Unsupported),
+    "epoch before the last list": (6, 3, Corrupt),
+    "epoch after the last list": (6, 5, Corrupt),
+    "condemned of nothing": (CONDEMNED, None, Corrupt),
+    "condemned without epoch": (CONDEMNED, [M], Corrupt),
+    "condemned by a longer id": (CONDEMNED, [[4, A]], Corrupt),
+    "epochs falling": (CONDEMNED, [[4, M], [2, L]], Corrupt),
+    "epochs twice": (CONDEMNED, [[4, M], [4, L]], Corrupt),
+    "epoch zero": (CONDEMNED, [[0, M], [4, L]], Corrupt),
+    "absent of nothing": (ABSENT, None, Corrupt),
+    "absent by a longer id": (ABSENT, [A], Corrupt),
+    "floor of zero": (FLOOR, 0, Corrupt),
+    "floor above": (FLOOR, 3, Corrupt),
+    "floor as bool": (FLOOR, True, Corrupt),
     "update of nothing": (UPDATE, None, Corrupt),
     "update of four": (UPDATE, [bytes(16), "me", "host", 5], Corrupt),
     "write id as text": (UPDATE, ["a" * 16, "me", "host", 5, "why"], Corrupt),
@@ -127,7 +148,9 @@ BAD: dict[str, tuple[int, Any, type[Exception]]] = {
 
 
 def test_the_good_record_that_the_bad_ones_resemble_decodes() -> None:
-    assert decode_record(sealed(pack(GOOD)), 2).refs == {(RefKind.BRANCH, "main"): A}
+    record = decode_record(sealed(pack(GOOD)), 2)
+    assert record.refs == {(RefKind.BRANCH, "main"): A}
+    assert (record.epoch, record.condemned, record.absent, record.floor) == (4, ((2, M), (4, L)), (M, L), 2)
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -195,14 +218,14 @@ def test_a_newer_store_is_unsupported(backend: LocalBackend) -> None:
 
 def test_one_of_two_writers_gets_a_number(backend: LocalBackend, log: Log) -> None:
     head = log.head()
-    ours, theirs = head.successor({}, "ours"), head.successor({}, "theirs")
+    ours, theirs = head.successor("ours"), head.successor("theirs")
     assert log.publish(ours)
     assert not Log(backend).publish(theirs)
     assert log.head() == ours
 
 
 def test_the_same_record_sent_again_is_published_once(backend: LocalBackend, log: Log) -> None:
-    record = log.head().successor({}, "again")
+    record = log.head().successor("again")
     assert log.publish(record)
     assert log.publish(record)
     assert Log(backend).publish(record)
@@ -211,11 +234,11 @@ def test_the_same_record_sent_again_is_published_once(backend: LocalBackend, log
 
 def test_settling_tells_ours_from_anothers_and_from_none(log: Log) -> None:
     head = log.head()
-    ours = head.successor({}, "ours")
+    ours = head.successor("ours")
     assert not log.settle(ours)
     assert log.publish(ours)
     assert log.settle(ours)
-    assert not log.settle(head.successor({}, "theirs"))
+    assert not log.settle(head.successor("theirs"))
 
 
 def test_write_ids_differ() -> None:
@@ -228,7 +251,7 @@ def test_write_ids_differ() -> None:
 @pytest.fixture
 def seven(backend: LocalBackend, log: Log) -> LocalBackend:
     for _ in range(6):
-        assert log.publish(log.head().successor({}, "more"))
+        assert log.publish(log.head().successor("more"))
     return backend
 
 

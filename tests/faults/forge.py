@@ -85,7 +85,7 @@ class Forge:
     def publish(self, tip: bytes, branch: str = "main") -> None:
         """Write the pack, and name `tip` by a branch in the next record."""
         self.write_pack()
-        self.write_record([1, 2, [], [], [[RefKind.BRANCH, branch, tip]], [], 0, [], [], self.update()])
+        self.write_record([1, 2, [], [], [[RefKind.BRANCH, branch, tip]], [], 0, [], [], 1, self.update()])
 
     def write_record(self, body: Any, seq: int = 2) -> None:
         data = envelope.header(envelope.FileKind.RECORD) + msgpack(body)
