@@ -95,6 +95,10 @@ class Backend(Protocol):
 
     def delete(self, name: str) -> None: ...
 
+    def sweep(self, age: float) -> None:
+        """Remove what crashed writers left under no name, `age` seconds old or older; what is being written stays."""
+        ...
+
     def sync(self, folder: str) -> None:
         """Make the names in `folder` itself (not below) as durable as this process sees them."""
         ...

@@ -224,8 +224,11 @@ class UnnamedFile:
     def __init__(self, temporary: str, path: str) -> None:
         self.path = path
         self.temporary = temporary
+        self._held = -1  # a second descriptor, which keeps the lock while the first is closed and the name given
         with about(path):
             self.fd = self._open()
+            while not self._lock():
+                self.fd = self._open()
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -235,6 +238,16 @@ class UnnamedFile:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(os.path.dirname(self.temporary))  # need not survive a power cut
             return os.open(self.temporary, flags, 0o666)
+
+    def _lock(self) -> bool:
+        """Say that somebody writes this file; False if a collection took it for a leftover just before."""
+        with contextlib.suppress(OSError):  # without locks nothing is swept
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
+        if os.fstat(self.fd).st_nlink == 0:
+            os.close(self.fd)
+            return False
+        self._held = os.dup(self.fd)
+        return True
 
     def write(self, data: Buffer) -> None:
         view = memoryview(data).cast("B")
@@ -266,6 +279,7 @@ class UnnamedFile:
         with about(self.path):
             self._close()
             os.rename(self.temporary, self.path)
+            self._unlock()
 
     def discard(self) -> None:
         """Best effort, without an error of its own: what stays in `tmp/` is left to gc."""
@@ -303,6 +317,7 @@ class UnnamedFile:
             if self.temporary:
                 os.unlink(self.temporary)
         self.temporary = ""
+        self._unlock()
 
     def _close(self) -> None:
         # Forget the number first: closing fails on some network file systems, and closing it again might hit
@@ -310,6 +325,11 @@ class UnnamedFile:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def _unlock(self) -> None:
+        held, self._held = self._held, -1
+        if held >= 0:
+            os.close(held)
 
 
 @contextlib.contextmanager
@@ -321,6 +341,21 @@ def about(path: str) -> Iterator[None]:
         error.filename = path
         del error.filename2  # None would be printed
         raise
+
+
+def remove_if_left(path: str) -> None:
+    """Remove a file under `tmp/` unless somebody holds its lock, and so is still writing it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    except OSError:
+        pass  # it is being written, was removed by another, or locks do not work here
+    finally:
+        os.close(fd)
 
 
 def sync_directory(path: str) -> None:

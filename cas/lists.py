@@ -13,6 +13,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence, Set
 from enum import IntEnum
+from itertools import pairwise
 from typing import NewType
 
 from blake3 import blake3
@@ -75,7 +76,7 @@ def decode_list(data: bytes, what: What, where: str) -> list[bytes]:
     size, ids = _ITEM_SIZE[what], body[2]
     expect(type(ids) is bytes and len(ids) % size == 0, f"{where} has a cut item")
     items = [ids[at : at + size] for at in range(0, len(ids), size)]
-    expect(all(one < other for one, other in zip(items, items[1:], strict=False)), f"{where} is out of order")
+    expect(all(one < other for one, other in pairwise(items)), f"{where} is out of order")
     return items
 
 

@@ -21,13 +21,14 @@ import os
 import secrets
 import stat
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from .backend import Buffer, FileInfo
 from .buffers import BufferPool
-from .directfile import DirectStream, UnnamedFile, about, sync_directory
+from .directfile import DirectStream, UnnamedFile, about, remove_if_left, sync_directory
 from .errors import Corrupt, Invalid, NotFound, Unsupported
 
 STREAM_FROM = 256 << 10  # bytes; a file up to this size costs no large buffer and no thread
@@ -146,6 +147,12 @@ class LocalBackend:
             os.unlink(path)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"{path} is not there") from None
+
+    def sweep(self, age: float) -> None:
+        """As in `Backend`: whoever writes a file under `tmp/` holds its lock."""
+        for info in self.list("tmp"):
+            if time.time() - info.modified >= age:
+                remove_if_left(self._path(info.name))
 
     def sync(self, folder: str) -> None:
         """As in `Backend`; `""` is the root, and a missing folder is nothing to sync."""

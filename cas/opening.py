@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from . import identity
+from . import identity, reserve
 from .errors import Exists, Invalid, NotFound, Unsupported
 from .local import LocalBackend, create_root
 from .log import Log, encode_record, first_record, name_of
@@ -29,6 +29,7 @@ def init(path: StorePath, block_size: int = DEFAULT_BLOCK_SIZE) -> Store:
     except Exists:
         Log(backend).read(1)  # left by an init that was cut off, or by one that races: it must verify
     backend.create(identity.NAME, identity.encode(made))
+    reserve.restore(backend)
     return _open(folder)
 
 

@@ -21,9 +21,7 @@ Edge = tuple[Kind, ObjectId]
 T = TypeVar("T", bound=Hashable)
 
 
-def reachable(
-    edges: Iterable[Edge], objects: Objects, absent: Absent, but: Set[ObjectId] = frozenset()
-) -> set[Edge]:
+def reachable(edges: Iterable[Edge], objects: Objects, absent: Absent, but: Set[ObjectId] = frozenset()) -> set[Edge]:
     """Everything that these objects need, themselves included, `but` these commits. Each object is visited once."""
     found: set[Edge] = set()
     todo = list(edges)

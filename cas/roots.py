@@ -71,11 +71,16 @@ class Roots:
             root = self.current()
             record = root.successor(why, **change(root))
             attempt(record)
-            try:
-                if self._log.publish(record):
-                    return record
-            except OSError as error:  # the record was not published
-                raise CasError(f"{why} was not published: {error}; nothing has changed, try again") from error
+            if self.publish(record):
+                return record
+
+    def publish(self, record: Record) -> bool:
+        """Make this the root, durably, in place of the very one that it follows; False if another did so first."""
+        try:
+            return self._log.publish(record)
+        except OSError as error:
+            why = record.update.why
+            raise CasError(f"{why} was not published: {error}; nothing has changed, try again") from error
 
 
 def _absent(backend: Backend, root: Record) -> Absent:

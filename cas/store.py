@@ -7,13 +7,13 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from . import closure, committing, diff, frameworks, fsck, identity, objects, stats
+from . import closure, committing, diff, frameworks, fsck, gc, identity, objects, stats
 from .ancestry import newest_first
 from .backend import Backend
 from .background import Pending
@@ -27,6 +27,7 @@ from .errors import CasError, Invalid, NotFound, Unsupported
 from .leaves import Leaves
 from .loader import MISSING, Loader
 from .log import Log, Record
+from .needs import Needs
 from .paths import Patterns
 from .reader import BlockReader, Objects
 from .refs import Ref, RefKind, is_name
@@ -34,6 +35,7 @@ from .revisions import Revisions, default_branch
 from .roots import Roots
 from .stage import Stage
 from .stats import CommitStats
+from .survey import Surveyor
 from .view import view_of
 from .writer import WriterSettings
 
@@ -51,6 +53,7 @@ class Store:
         threads = default_threads()
         self._settings = WriterSettings(self.identity.block_size, threads)
         self._catalog = Catalog(backend, index)
+        self._needs = index / "needs"
         self._log = Log(backend)
         self._roots = Roots(backend, self._log, self._catalog)
         self._objects = Objects(backend, self._catalog)
@@ -323,6 +326,25 @@ class Store:
             self._ready(None)
             self._settle_pending()
             self._branches.delete(ref)
+
+    # -- freeing ------------------------------------------------------------------------------------------------
+
+    def gc(
+        self,
+        grace: float = gc.GRACE,
+        expire: float = gc.EXPIRE,
+        *,
+        dry_run: bool = False,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> gc.Collected:
+        """Delete what no branch or tag leads to, and nothing led to in the last `expire` seconds (0: no undo).
+
+        Safe beside writers, readers and other collections. `grace` in seconds: readers are waited for that long, and
+        packs younger than that stay (0: neither). `dry_run` only says what would go.
+        """
+        self._ready(None)
+        surveyor = Surveyor(self._backend, self._catalog, self._log, self._roots, Needs(self._objects, self._needs))
+        return gc.Collector(surveyor, self._settings.threads, grace, expire, progress).collect(dry_run)
 
     # -- checking -----------------------------------------------------------------------------------------------
 

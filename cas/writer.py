@@ -26,7 +26,7 @@ from .crew import Crew, Shelf
 from .errors import Invalid
 from .grid import Box, cell_size, cut
 from .objects import store_content
-from .pack import PackWriter
+from .packing import Counters, Packs
 from .state import Leaf
 from .tensors import Array, Source
 
@@ -44,87 +44,6 @@ class _Run:
     edges: list[int]
     ids: list[ObjectId]
     at: int
-
-
-@dataclass(slots=True)
-class Counters:
-    """What one commit stored: blocks and bytes that were in no pack before."""
-
-    new_blocks: int = 0
-    new_raw: int = 0
-    new_stored: int = 0
-
-
-class _Packs:
-    """The pack being filled, and the full ones on their way to the disk. Safe to use from many threads."""
-
-    def __init__(self, backend: Backend, catalog: Catalog) -> None:
-        self._backend = backend
-        self._catalog = catalog
-        self._lock = threading.RLock()
-        self._open: PackWriter | None = None
-        self._closing: list[threading.Thread] = []
-        self._failure: BaseException | None = None
-        self.counters = Counters()
-
-    @property
-    def congested(self) -> bool:
-        pack = self._open
-        return pack is not None and pack.congested
-
-    def append(
-        self, name: ObjectId, kind: Kind, codec: Codec, width: int, raw: int, stored: Array | memoryview
-    ) -> None:
-        with self._lock:
-            if self._failure is not None:
-                raise self._failure
-            if self._open is None:
-                self._open = PackWriter(self._backend)
-            self._open.append(name, kind, codec, width, raw, memoryview(stored))
-            self.counters.new_blocks += kind is Kind.BLOCK
-            self.counters.new_raw += raw
-            self.counters.new_stored += len(stored)
-            if self._open.is_full:
-                self._close_in_background(self._open)
-                self._open = None
-
-    def append_raw(self, blocks: list[tuple[ObjectId, Array]]) -> None:
-        """Append blocks side by side, so that the tensor they come from is read back in one go."""
-        with self._lock:
-            for name, data in blocks:
-                self.append(name, Kind.BLOCK, Codec.RAW, 0, len(data), data)
-
-    def _close_in_background(self, pack: PackWriter) -> None:
-        thread = threading.Thread(target=self._publish, args=(pack,), name="cas-pack", daemon=True)
-        self._closing.append(thread)
-        thread.start()
-
-    def _publish(self, pack: PackWriter) -> None:
-        try:
-            self._catalog.add(pack.publish())
-        except BaseException as error:  # raised by the next append or by settle
-            self._failure = error
-
-    def settle(self) -> None:
-        """Wait until every full pack is durable."""
-        for thread in self._closing:
-            thread.join()
-        self._closing.clear()
-        if self._failure is not None:
-            raise self._failure
-
-    def finish(self) -> None:
-        """Make everything durable: the open pack, which holds what names the others, last."""
-        self.settle()
-        if self._open is not None:
-            pack, self._open = self._open, None
-            self._catalog.add(pack.publish())
-
-    def abandon(self) -> None:
-        for thread in self._closing:
-            thread.join()
-        if self._open is not None:
-            self._open.abandon()
 
 
 @dataclass(slots=True)
@@ -162,7 +81,7 @@ class ObjectWriter:
         self._settings = settings
         self._codec = codec
         self._progress = progress
-        self._packs = _Packs(backend, catalog)
+        self._packs = Packs(backend, catalog)
         self._claimed: set[ObjectId] = set()
         self._claim = threading.Lock()
         self._objects: dict[ObjectId, tuple[Kind, bytes]] = {}

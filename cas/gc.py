@@ -1,0 +1,236 @@
+"""Garbage collection by fenced condemn: safe beside any number of writers, readers and other collectors.
+
+    G0, G1  list the packs, read the root, mark what refs and undo lead to, pick a row for every live object: survey.py
+            mostly dead packs are copied: what is live in them goes into new packs, durable
+    G2      publish the packs that are not needed as condemned; if another record came first, begin again
+    G3      wait for readers that may have looked up a row before
+    G4      mark again; what no longer decodes outside the condemned packs is copied out of them, and reported
+    G5      delete condemned files, whoever condemned them
+
+No clock decides what lives. A writer publishes only from a root whose condemned packs it has heeded, so whatever it
+names is outside of them; before G2 everything published was marked on the very root that G2 replaces. Killed
+anywhere, it leaves packs that nothing names and files that are condemned: the next collection takes both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from . import lists
+from .backend import FileInfo
+from .block import Kind, ObjectId, short
+from .commits import human_bytes
+from .errors import Corrupt, NotFound
+from .lists import What
+from .log import FOLDER as LOG
+from .moving import move
+from .pack import Location
+from .reserve import is_full, on_reserve, restore
+from .survey import Pack, Survey, Surveyor
+
+GRACE = 600.0
+EXPIRE = 3 * 86_400.0
+_log = logging.getLogger("cas")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a survey allows: dead packs to condemn, sparse ones to copy first, young ones that are left."""
+
+    survey: Survey
+    dead: list[Pack] = field(default_factory=list)
+    sparse: list[Pack] = field(default_factory=list)
+    young: list[Pack] = field(default_factory=list)
+    lists: list[FileInfo] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, survey: Survey, young_from: float) -> Plan:
+        plan = cls(survey)
+        for held in survey.packs:
+            if held.live and not held.is_mostly_dead:
+                continue
+            if held.info.modified >= young_from:
+                plan.young.extend([] if held.live else [held])
+            else:
+                (plan.sparse if held.live else plan.dead).append(held)
+        plan.lists.extend(info for info in survey.lists if info.modified < young_from)
+        return plan
+
+    @property
+    def condemns(self) -> set[bytes]:
+        """The packs and lists that this plan gives up."""
+        named = {lists.id_of(info.name) for info in self.lists}
+        return {held.table.pack for held in self.dead + self.sparse} | {name for name in named if name is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a collection did, or with `dry_run` would do. All sizes in bytes.
+
+    `packs` are those that stay. `deleted` files had `freed` bytes; `rewritten` packs were mostly dead, and their
+    `moved` bytes of live objects went into new packs. `young` packs were left, as they may belong to a running writer;
+    `undo` is held for undo alone. `rescued` objects were live in condemned packs, which no correct writer leads to.
+    """
+
+    dry_run: bool
+    packs: int
+    size: int
+    deleted: int
+    freed: int
+    rewritten: int
+    moved: int
+    young: int
+    young_size: int
+    undo: int
+    rescued: int
+
+
+@dataclass(slots=True)
+class Collector:
+    """One collection. `grace` in seconds: how long readers are waited for, and what counts as young."""
+
+    surveyor: Surveyor
+    threads: int
+    grace: float
+    expire: float
+    progress: Callable[[str], None]
+
+    def collect(self, dry_run: bool) -> Collected:
+        """All of it. After an error before G5 nothing was deleted; after any, the next collection goes on."""
+        if dry_run:
+            plan = self._plan()
+            victims = [*plan.survey.condemned, *self._files(plan)]
+            return self._collected(plan, plan.survey, victims, 0, dry_run)
+        plan = self._condemn()
+        self._remember(plan.survey)
+        victims = self._listed_condemned()
+        self.surveyor.backend.sweep(self.grace)
+        if not victims:
+            restore(self.surveyor.backend)
+            return self._collected(plan, plan.survey, [], 0, dry_run)
+        if self.grace:
+            self.progress(f"waiting {self.grace:.0f} s for readers")
+            time.sleep(self.grace)
+        survey = self._survey()
+        rescued = self._rescue(survey)
+        self._delete(victims)
+        restore(self.surveyor.backend)
+        return self._collected(plan, survey, victims, rescued, dry_run)
+
+    def _survey(self) -> Survey:
+        self.progress("marking")
+        return self.surveyor.survey(time.time() - self.expire)
+
+    def _plan(self) -> Plan:
+        """What could go; `Corrupt` if anything live is missing."""
+        survey = self._survey()
+        while survey.lost:
+            again = self._survey()  # a pack may have come since the listing, with a record that leads to it
+            if again.root.seq == survey.root.seq and again.lost:
+                raise Corrupt(
+                    f"{_first(again.lost)} in no pack that can be read, so nothing was deleted; run `cas fsck`"
+                )
+            survey = again
+        return Plan.of(survey, time.time() - self.grace if self.grace else float("inf"))
+
+    def _condemn(self) -> Plan:
+        """G0 to G2; what is given up was judged on the very root that is replaced."""
+        while True:
+            plan = self._copy_sparse(self._plan())
+            if not plan.condemns or on_reserve(self.surveyor.backend, partial(self._publish, plan)):
+                return plan
+
+    def _copy_sparse(self, plan: Plan) -> Plan:
+        """Copy what is live in mostly dead packs; without space for that they stay."""
+        if not plan.sparse:
+            return plan
+        places = list(plan.survey.picked_in(plan.sparse))
+        self.progress(f"copying {human_bytes(sum(place.row.stored for place in places))} out of mostly dead packs")
+        try:
+            self._move(places)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            _log.warning("mostly dead packs were not copied: %s; collect again when there is space", error)
+            return Plan(plan.survey, plan.dead, [], plan.young, plan.lists)
+        return plan
+
+    def _publish(self, plan: Plan) -> bool:
+        """G2: False if another record came first."""
+        surveyor, root = self.surveyor, plan.survey.root
+        names = [name for _, name in root.condemned]
+        kept = lists.extend(surveyor.backend, names, What.CONDEMNED, plan.condemns)
+        size = sum(info.size for info in self._files(plan))
+        record = root.successor(
+            f"gc condemned {len(plan.condemns)} files, {human_bytes(size)}",
+            epoch=root.epoch + 1,
+            condemned=(*root.condemned[: len(kept) - 1], (root.epoch + 1, kept[-1])),
+            floor=max(root.floor, plan.survey.floor),
+        )
+        return surveyor.roots.publish(record)
+
+    @staticmethod
+    def _files(plan: Plan) -> list[FileInfo]:
+        return [held.info for held in plan.dead + plan.sparse] + plan.lists
+
+    def _listed_condemned(self) -> list[FileInfo]:
+        """Condemned files that exist. Their record was perhaps only read: it is made durable before they go."""
+        surveyor = self.surveyor
+        surveyor.roots.current()
+        surveyor.backend.sync(LOG)
+        return surveyor.condemned_files()
+
+    def _rescue(self, survey: Survey) -> int:
+        """G4: copy what is live and lies in condemned packs alone out of them; returns how many objects."""
+        lost = survey.lost
+        if not lost:
+            return 0
+        places = self.surveyor.condemned_places(lost)
+        _log.error("%s only in condemned packs: they are copied out; please report this", _first(lost))
+        self._move(places)
+        return len(places)
+
+    def _move(self, places: Iterable[Location]) -> None:
+        move(places, self.surveyor.backend, self.surveyor.catalog, self.threads)
+
+    def _delete(self, victims: list[FileInfo]) -> None:
+        """G5."""
+        for number, info in enumerate(victims):
+            self.progress(f"deleting {number + 1} of {len(victims)} files")
+            with contextlib.suppress(NotFound):  # another collector was faster
+                self.surveyor.backend.delete(info.name)
+
+    def _remember(self, survey: Survey) -> None:
+        try:
+            self.surveyor.needs.save(survey.marks.objects)
+        except OSError as error:
+            _log.info("what was marked is not remembered: %s", error)
+
+    @staticmethod
+    def _collected(plan: Plan, survey: Survey, victims: list[FileInfo], rescued: int, dry_run: bool) -> Collected:
+        gone = {info.name for info in victims}
+        kept = [held.info for held in survey.packs if held.info.name not in gone]
+        return Collected(
+            dry_run=dry_run,
+            packs=len(kept),
+            size=sum(info.size for info in kept),
+            deleted=len(victims),
+            freed=sum(info.size for info in victims),
+            rewritten=len(plan.sparse),
+            moved=sum(held.live for held in plan.sparse),
+            young=len(plan.young),
+            young_size=sum(held.info.size for held in plan.young),
+            undo=plan.survey.held_by_undo,
+            rescued=rescued,
+        )
+
+
+def _first(lost: list[tuple[Kind, ObjectId]]) -> str:
+    kind, name = lost[0]
+    more = f" and {len(lost) - 1} more objects are" if len(lost) > 1 else " is"
+    return f"{kind.name.lower()} {short(name)}{more}"
