@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import enum
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+from .backend import Backend
 from .block import ObjectId, short
 from .errors import Exists, NotFound, RefConflict
 from .log import Log, Record
 from .refs import Ref, RefKind, Refs, check_free, check_name
+from .reserve import on_reserve
 from .roots import Roots
 
 
@@ -38,6 +42,8 @@ class _Unsettled:
     before: ObjectId | None
 
 
+Change = Callable[[Record], Refs]
+"""Gives the refs of the root that follows; asked again for every root that came first."""
 Check = Callable[[ObjectId, Record], None]
 """Raises `NotFound` unless a commit that `Record` does not lead to is whole outside all that it condemns."""
 
@@ -58,7 +64,8 @@ class Overtaken(Exception):
 class Branches:
     """The refs of one store as one `Store` sees them. Safe to use from many threads."""
 
-    def __init__(self, log: Log, roots: Roots, check: Check) -> None:
+    def __init__(self, backend: Backend, log: Log, roots: Roots, check: Check) -> None:
+        self._backend = backend
         self._log = log
         self._roots = roots
         self._check = check
@@ -121,7 +128,7 @@ class Branches:
 
     # -- publishing ---------------------------------------------------------------------------------------------
 
-    def advance(self, base: Base, commit: ObjectId, epoch: int, why: str) -> None:
+    def advance(self, base: Base, commit: ObjectId, epoch: int, why: str) -> Record:
         """Publish `commit` as the branch's tip, durably; `RefConflict` when another writer moved the branch.
 
         Every object of the commit itself was found or stored under `epoch`. What was found then may be condemned in a
@@ -141,9 +148,10 @@ class Branches:
                 self._check(parent, root)
             return {**root.refs, ref: commit}
 
-        self._publish(change, why, (branch, commit))
+        root = self._publish(change, why, (branch, commit))
         with self._lock:
             self._loaded[branch] = commit
+        return root
 
     def set(self, ref: Ref, commit: ObjectId, force: bool) -> None:
         """Make a ref, or with `force` move it."""
@@ -171,15 +179,47 @@ class Branches:
                 raise NotFound(f"there is no {kind.name.lower()} {name}")
             return {other: commit for other, commit in root.refs.items() if other != ref}
 
-        self._publish(change, f"delete {kind.name.lower()} {name}")
+        on_reserve(self._backend, partial(self._publish, change, f"delete {kind.name.lower()} {name}"))
         if kind is RefKind.BRANCH:
             self.forget(name)
 
-    def _publish(self, change: Callable[[Record], Refs], why: str, commit: tuple[str, ObjectId] | None = None) -> None:
+    def restore(self, seq: int | None) -> tuple[Record, Record]:
+        """Set refs and config back to what record `seq` says, else to what they were before they last changed.
+
+        What was pruned or collected since stays so: a commit that is not whole any more is `NotFound`. Returns the
+        root that was replaced and the new one.
+        """
+        replaced: list[Record] = []
+
+        def change(root: Record) -> Mapping[str, Any]:
+            target = self._changed_last(root) if seq is None else self._undoable(seq, root)
+            for commit in set(target.refs.values()) - set(root.refs.values()):
+                self._check(commit, root)
+            replaced.append(root)
+            return {"refs": target.refs, "config": target.config}
+
+        made = self._roots.update(change, "undo" if seq is None else f"undo to {seq}")
+        return replaced[-1], made
+
+    def _undoable(self, seq: int, root: Record) -> Record:
+        if not root.floor <= seq <= root.seq:
+            raise NotFound(
+                f"undo can go to the records {root.floor} to {root.seq}, not to {seq}; `cas log --root` lists them"
+            )
+        return self._log.read(seq)
+
+    def _changed_last(self, root: Record) -> Record:
+        for seq in range(root.seq - 1, root.floor - 1, -1):
+            record = self._log.read(seq)
+            if (record.refs, record.config) != (root.refs, root.config):
+                return record
+        raise NotFound(f"nothing was changed since record {root.floor}, the oldest that undo may go to")
+
+    def _publish(self, change: Change, why: str, commit: tuple[str, ObjectId] | None = None) -> Record:
         """Publish the root with `change` made to its refs; `change` runs again on every root that came first."""
         attempted: list[Record] = []
         try:
-            self._roots.update(lambda root: {"refs": dict(change(root))}, why, attempted.append)
+            return self._roots.update(lambda root: {"refs": dict(change(root))}, why, attempted.append)
         except BaseException:  # CommitUnknown, or an interrupt that may have come after the record had its name
             if commit is not None and attempted:
                 with self._lock:

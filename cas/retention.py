@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, cast
 
 from .block import ObjectId
 from .errors import Corrupt, Invalid
@@ -57,6 +57,22 @@ class Policy:
     daily: int | None
     weekly: int | None
     tags: tuple[str, ...]
+
+
+class Rules(TypedDict, total=False):
+    """What to keep of a branch's history. A commit stays if any rule keeps it.
+
+    keep_last: the newest so many. keep_best: texts such as loss:min:3, the best by a metric. keep_every: those whose
+    step is a multiple of it. keep_daily, keep_weekly: the newest of each of so many days or weeks (UTC) that have one.
+    keep_tags: globs, all unless given; what a matching tag names stays.
+    """
+
+    keep_last: int | None
+    keep_best: str | Sequence[str] | None
+    keep_every: int | None
+    keep_daily: int | None
+    keep_weekly: int | None
+    keep_tags: str | Sequence[str]
 
 
 def policy_of(

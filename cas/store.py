@@ -2,91 +2,34 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Unpack
 
-from . import closure, committing, diff, frameworks, fsck, gc, identity, objects, stats
+from . import committing, diff, objects
 from .ancestry import newest_first
-from .backend import Backend
 from .background import Pending
-from .block import ObjectId, short
-from .branches import UNSET, Branches, Overtaken, Unset
-from .catalog import Catalog
+from .block import ObjectId
+from .branches import UNSET, Overtaken, Unset
 from .commits import Commit, commit_of
 from .committing import CommitOptions, Request
-from .crew import default_threads
-from .errors import CasError, Invalid, NotFound, Unsupported
+from .errors import CasError, Invalid, NotFound
 from .leaves import Leaves
 from .loader import MISSING, Loader
-from .log import Log, Record
-from .needs import Needs
+from .log import Record
 from .paths import Patterns
-from .reader import BlockReader, Objects
 from .refs import Ref, RefKind, is_name
-from .revisions import Revisions, default_branch
-from .roots import Roots
-from .stage import Stage
-from .stats import CommitStats
-from .survey import Surveyor
+from .revisions import default_branch
+from .upkeep import Upkeep
 from .view import view_of
-from .writer import WriterSettings
 
 
-class Store:
+class Store(Upkeep):
     """One store on a local directory. Safe to use from many threads and many processes at once.
 
     A context manager; `close` and interpreter exit wait for a commit that still runs in the background.
     """
-
-    def __init__(self, backend: Backend, index: Path) -> None:
-        self._backend = backend
-        self.path = Path(backend.url)
-        self.identity = identity.read(backend)
-        threads = default_threads()
-        self._settings = WriterSettings(self.identity.block_size, threads)
-        self._catalog = Catalog(backend, index)
-        self._needs = index / "needs"
-        self._log = Log(backend)
-        self._roots = Roots(backend, self._log, self._catalog)
-        self._objects = Objects(backend, self._catalog)
-        self._blocks = BlockReader(backend, self._catalog, threads)
-        self._branches = Branches(self._log, self._roots, self._check_whole)
-        self._stage = Stage(threads)
-        self._turn = threading.RLock()
-        self._pending: Pending | None = None
-        self._closed = False
-        self._roots.current()
-        _open_stores.add(self)
-
-    def __repr__(self) -> str:
-        return f"<cas.Store {self.path}>"
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Wait for a background commit, raise its failure if nobody has seen it, and give everything back."""
-        with self._turn:
-            try:
-                self._settle_pending()
-            finally:
-                if not self._closed:
-                    self._closed = True
-                    self._catalog.close()
-                    self._backend.close()
 
     # -- committing ---------------------------------------------------------------------------------------------
 
@@ -146,7 +89,8 @@ class Store:
         if equal is not None:
             return equal
         step = "" if request.step is None else f" step {request.step}"
-        self._branches.advance(request.base, name, epoch, f"commit {request.base.branch}{step}")
+        root = self._branches.advance(request.base, name, epoch, f"commit {request.base.branch}{step}")
+        self._apply_policy(request.base.branch, root)
         return committing.result(name, commit, request, blocks, new)
 
     def _equal(self, commit: objects.Commit, rev: str) -> Commit | None:
@@ -156,37 +100,6 @@ class Store:
             if objects.same_content(commit, other) and name not in self._roots.absent(root):
                 return commit_of(name, other)
         return None
-
-    def _settle_pending(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.settle()
-
-    def _ready(self, group: Any) -> None:
-        if self._closed:
-            raise Invalid(f"store {self.path} was closed; open it again with cas.open")
-        self._check_in_place()
-        if group is None:
-            return
-        if group is not UNSET:
-            raise Unsupported("commits and loads by many ranks together are not in this release; pass group=None")
-        size = max(adapter.world_size() for adapter in frameworks.imported())
-        if size > 1:
-            raise Invalid(f"the job has {size} processes; pass group=None to mean this process alone")
-
-    def _check_in_place(self) -> None:
-        """A store made anew at the same path has none of the packs that a commit through this object leans on."""
-        if identity.read(self._backend) != self.identity:
-            raise NotFound(f"store {self.path} was replaced by another since it was opened; open it again")
-
-    def _renew_after_fork(self) -> None:
-        """Other threads, and a commit in flight, are the parent's; so are the locks that they held."""
-        self._turn = threading.RLock()
-        self._pending = None
-        self._branches.renew_lock()
-        self._roots.renew_lock()
-        self._catalog.renew_lock()
-        self._objects.renew_lock()
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -327,69 +240,6 @@ class Store:
             self._settle_pending()
             self._branches.delete(ref)
 
-    # -- freeing ------------------------------------------------------------------------------------------------
-
-    def gc(
-        self,
-        grace: float = gc.GRACE,
-        expire: float = gc.EXPIRE,
-        *,
-        dry_run: bool = False,
-        progress: Callable[[str], None] = lambda text: None,
-    ) -> gc.Collected:
-        """Delete what no branch or tag leads to, and nothing led to in the last `expire` seconds (0: no undo).
-
-        Safe beside writers, readers and other collections. `grace` in seconds: readers are waited for that long, and
-        packs younger than that stay (0: neither). `dry_run` only says what would go.
-        """
-        self._ready(None)
-        surveyor = Surveyor(self._backend, self._catalog, self._log, self._roots, Needs(self._objects, self._needs))
-        return gc.Collector(surveyor, self._settings.threads, grace, expire, progress).collect(dry_run)
-
-    # -- checking -----------------------------------------------------------------------------------------------
-
-    def stats(self) -> stats.StoreStats:
-        """What the store holds and takes on disk."""
-        self._ready(None)
-        return stats.measure(self._backend, self._catalog, self._objects, self._roots.current())
-
-    def commit_stats(self, rev: str | None = None) -> CommitStats:
-        """What one commit holds, and how much of it its first parent holds as well."""
-        name = self._with_state(rev)
-        absent = self._roots.absent(self._roots.current())
-        return stats.measure_commit(name, self._objects, self._catalog, absent)
-
-    def branch_sizes(self) -> dict[str, int]:
-        """For each branch, the stored bytes of all objects that no other branch or tag leads to."""
-        self._ready(None)
-        root = self._roots.current()
-        return stats.bytes_by_branch(root, self._roots.absent(root), self._objects, self._catalog)
-
-    def fsck(self, data: bool = False) -> list[fsck.Finding]:
-        """Check log, packs, refs and everything that commits name; with `data` also every stored byte."""
-        self._ready(None)
-        return fsck.check(self._backend, self._catalog, self._log, self._blocks if data else None)
-
-    def _revisions(self) -> Revisions:
-        return Revisions(self._log, self._catalog, self._objects.commit)
-
-    def _with_state(self, rev: str | None) -> ObjectId:
-        """The commit that a revision names, whose state is there."""
-        self._ready(None)
-        root = self._roots.current()
-        name = self._revisions().resolve(rev, root)
-        self._held(name, root)
-        return name
-
-    def _held(self, name: ObjectId, root: Record) -> objects.Commit:
-        """A commit whose state is there."""
-        if name in self._roots.absent(root):
-            raise NotFound(f"the state of commit {short(name)} was pruned; `cas log --root` says when")
-        return self._objects.commit(name)
-
-    def _check_whole(self, name: ObjectId, root: Record) -> None:
-        closure.check(name, root, self._roots.absent(root), self._objects, self._catalog)
-
     def _commit(self, name: ObjectId) -> Commit:
         return commit_of(name, self._objects.commit(name))
 
@@ -398,22 +248,3 @@ class Store:
         history = list(self._revisions().history(tip))
         last = "" if history[0][1].step is None else f" (last step {history[0][1].step})"
         return f"{len(history)} commit{'s' if len(history) > 1 else ''}{last}"
-
-
-_open_stores: weakref.WeakSet[Store] = weakref.WeakSet()
-
-
-def _close_all() -> None:
-    for store in list(_open_stores):
-        store._catalog.close()
-
-
-atexit.register(_close_all)
-
-
-def _renew_after_fork() -> None:
-    for store in list(_open_stores):
-        store._renew_after_fork()
-
-
-os.register_at_fork(after_in_child=_renew_after_fork)

@@ -22,7 +22,7 @@ from .marking import Marks
 from .needs import Needs
 from .pack import ROW, Location, Row, Table
 from .picking import Picked, Rows, pick
-from .roots import Roots
+from .roots import Absent, Roots
 
 _log = logging.getLogger("cas")
 
@@ -115,6 +115,12 @@ class Surveyor:
             lists=[info for info in unnamed if not self._is_condemned(lists.id_of(info.name))],
             condemned=condemned + [info for info in unnamed if self._is_condemned(lists.id_of(info.name))],
         )
+
+    def reached(self, root: Record, absent: Absent, since: float) -> Marks:
+        """What all refs lead to, and those of every root since then, if commits lacked just this."""
+        marks = Marks(self.needs, absent)
+        marks.mark(commit for record in self._covered(root, since) for commit in record.refs.values())
+        return marks
 
     def _covered(self, root: Record, since: float) -> list[Record]:
         """The roots that undo may go back to, newest first; the last was current when that time began."""
