@@ -30,7 +30,8 @@ class Stats:
 @dataclass(frozen=True, slots=True)
 class Commit:
     """One commit. `id`, `tree` and `parents` are hex; equal states have equal trees. `origin` is the size in bytes of
-    the files that the state was read from, where it was. `stats` is there where this process made it."""
+    the files that the state was read from, where it was. `stats` is there where this process made it. `pruned`: its state
+    was dropped when this was read."""
 
     id: str
     tree: str
@@ -48,6 +49,7 @@ class Commit:
     stored: int
     branch: str | None = None
     stats: Stats | None = None
+    pruned: bool = False
 
     def __str__(self) -> str:
         name = f"{self.branch} " if self.branch else ""
@@ -56,7 +58,13 @@ class Commit:
         return f"{name}{self.id[:8]}{step}: {human_bytes(self.raw)}, {human_bytes(self.new)} new{took}"
 
 
-def commit_of(name: ObjectId, held: objects.Commit, branch: str | None = None, stats: Stats | None = None) -> Commit:
+def commit_of(
+    name: ObjectId,
+    held: objects.Commit,
+    branch: str | None = None,
+    stats: Stats | None = None,
+    pruned: bool = False,
+) -> Commit:
     """The public form of a commit object."""
     return Commit(
         id=name.hex(),
@@ -75,6 +83,7 @@ def commit_of(name: ObjectId, held: objects.Commit, branch: str | None = None, s
         stored=held.sizes.new_stored,
         branch=branch,
         stats=stats,
+        pruned=pruned,
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from . import lists
 from .backend import FileInfo
 from .block import Kind, ObjectId, short
 from .commits import human_bytes
-from .errors import Corrupt, NotFound
+from .errors import Corrupt, Invalid, NotFound
 from .lists import What
 from .log import FOLDER as LOG
 from .moving import move
@@ -35,6 +36,7 @@ from .survey import Pack, Survey, Surveyor
 
 GRACE = 600.0
 EXPIRE = 3 * 86_400.0
+MAX_SECONDS = 100 * 365 * 86_400.0
 _log = logging.getLogger("cas")
 
 
@@ -124,7 +126,7 @@ class Collector:
 
     def _survey(self) -> Survey:
         self.progress("marking")
-        return self.surveyor.survey(time.time() - self.expire)
+        return self.surveyor.survey(undo_from(self.expire))
 
     def _plan(self) -> Plan:
         """What could go; `Corrupt` if anything live is missing."""
@@ -136,7 +138,7 @@ class Collector:
                     f"{_first(again.lost)} in no pack that can be read, so nothing was deleted; run `cas fsck`"
                 )
             survey = again
-        return Plan.of(survey, time.time() - self.grace if self.grace else float("inf"))
+        return Plan.of(survey, time.time() - self.grace if self.grace else math.inf)
 
     def _condemn(self) -> Plan:
         """G0 to G2; what is given up was judged on the very root that is replaced."""
@@ -228,6 +230,18 @@ class Collector:
             undo=plan.survey.held_by_undo,
             rescued=rescued,
         )
+
+
+def undo_from(expire: float) -> float:
+    """The Unix time from which on undo may go back; never where it must not, whatever the clocks of writers said."""
+    return time.time() - expire if expire else math.inf
+
+
+def check_seconds(name: str, value: float) -> float:
+    """`value`, if it is a time that one can wait for."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_SECONDS:
+        raise Invalid(f"{name} is a number of seconds from 0 up, not {value!r}")
+    return float(value)
 
 
 def _first(lost: list[tuple[Kind, ObjectId]]) -> str:

@@ -80,6 +80,13 @@ class Objects:
             return found
 
     def _fetch(self, kind: Kind, name: ObjectId) -> bytes:
+        try:
+            return self._find(kind, name)
+        except NotFound:  # a collection may have moved it and deleted the pack that it lay in
+            self._catalog.refresh()
+            return self._find(kind, name)
+
+    def _find(self, kind: Kind, name: ObjectId) -> bytes:
         what = f"{kind.name.lower()} {short(name)}"
         failure: Exception | None = None
         for place in self._catalog.locate([name]).get(name, []):
@@ -92,7 +99,8 @@ class Objects:
                 failure = error
         if failure is None:
             raise NotFound(f"{what} is in no pack; {self._catalog.why_missing()}")
-        raise Corrupt(f"{what} cannot be read: {failure}") from failure
+        error = NotFound if isinstance(failure, NotFound) else Corrupt
+        raise error(f"{what} cannot be read: {failure}") from failure
 
     def verify(self, place: Location) -> None:
         """Read one stored copy of an object; `Corrupt` if it does not match its name."""
@@ -130,11 +138,15 @@ class BlockUse:
 
 @dataclass(slots=True)
 class _Job:
-    """One use together with the row that it is read from and those that are left to try."""
+    """One use together with the row that it is read from and those that are left to try.
+
+    `refreshed` says that these were looked up anew after a pack was gone.
+    """
 
     use: BlockUse
     place: Location
     others: Sequence[Location] = ()
+    refreshed: bool = False
 
 
 @dataclass(slots=True)
@@ -279,9 +291,21 @@ class BlockReader:
             piece.copy(raw, use.out)
 
     def _try_others(self, job: _Job, bench: _Bench, error: Exception) -> None:
+        if not job.others and isinstance(error, NotFound) and not job.refreshed:
+            self._read_anew(job, bench, error)
+            return
         if not job.others:
             owner = str(job.use.owner)
             what = f"block {short(job.use.name)}" + (f" of {owner}" if owner else "")
             kind = type(error) if isinstance(error, NotFound | Corrupt) else CasError
             raise kind(f"{what} cannot be read: {error}; `cas fsck --data` lists the damage") from error
-        self._read_one(_Job(job.use, job.others[0], job.others[1:]), bench)
+        self._read_one(_Job(job.use, job.others[0], job.others[1:], job.refreshed), bench)
+
+    def _read_anew(self, job: _Job, bench: _Bench, error: NotFound) -> None:
+        """Look once more after its pack was gone: a collection may have moved the block into another."""
+        self._catalog.refresh()
+        rows = self._catalog.locate([job.use.name]).get(job.use.name, [])
+        if rows:
+            self._read_one(_Job(job.use, rows[0], rows[1:], refreshed=True), bench)
+        else:
+            self._try_others(_Job(job.use, job.place, (), refreshed=True), bench, error)

@@ -21,6 +21,7 @@ from .log import Record
 from .paths import Patterns
 from .refs import Ref, RefKind, is_name
 from .revisions import default_branch
+from .roots import Absent
 from .upkeep import Upkeep
 from .view import view_of
 
@@ -159,21 +160,24 @@ class Store(Upkeep):
         """The commit that a revision names."""
         self._ready(None)
         root = self._roots.current()
-        return self._commit(self._revisions().resolve(rev, root))
+        return self._commit(self._revisions().resolve(rev, root), self._roots.absent(root))
 
     def log(self, rev: str | None = None) -> Iterator[Commit]:
         """A commit and its first parents, newest first."""
         self._ready(None)
-        revisions = self._revisions()
-        start = revisions.resolve(rev, self._roots.current())
-        return (commit_of(name, held) for name, held in revisions.history(start))
+        revisions, root = self._revisions(), self._roots.current()
+        start, absent = revisions.resolve(rev, root), self._roots.absent(root)
+        return (commit_of(name, held, pruned=name in absent) for name, held in revisions.history(start))
 
     def graph(self, rev: str | None = None) -> Iterator[Commit]:
         """All ancestors of a commit, else of all branches and tags: newest first, each before its parents."""
         self._ready(None)
         root = self._roots.current()
         tips = [self._revisions().resolve(rev, root)] if rev is not None or not root.refs else root.refs.values()
-        return (commit_of(name, held) for name, held in newest_first(tips, self._objects.commit))
+        absent = self._roots.absent(root)
+        return (
+            commit_of(name, held, pruned=name in absent) for name, held in newest_first(tips, self._objects.commit)
+        )
 
     def refs(self) -> dict[str, dict[str, str]]:
         """Commit ids by name, in `branches` and `tags`."""
@@ -229,8 +233,9 @@ class Store(Upkeep):
         with self._turn:
             self._ready(None)
             self._settle_pending()  # a tag after commit_async means that commit
-            name = self._revisions().resolve(rev, self._roots.current())
-            commit = self._commit(name)
+            root = self._roots.current()
+            name = self._revisions().resolve(rev, root)
+            commit = self._commit(name, self._roots.absent(root))
             self._branches.set(ref, name, force)
             return commit
 
@@ -240,8 +245,8 @@ class Store(Upkeep):
             self._settle_pending()
             self._branches.delete(ref)
 
-    def _commit(self, name: ObjectId) -> Commit:
-        return commit_of(name, self._objects.commit(name))
+    def _commit(self, name: ObjectId, absent: Absent) -> Commit:
+        return commit_of(name, self._objects.commit(name), pruned=name in absent)
 
     def _describe(self, tip: ObjectId) -> str:
         """How much a branch holds, for errors."""

@@ -37,7 +37,8 @@ class Pack:
 
     @property
     def is_mostly_dead(self) -> bool:
-        return 0 < 2 * self.live <= self.info.size
+        """At most half of what is stored in it is live. Its table does not count: a copy would have one too."""
+        return 0 < 2 * self.live <= int(self.table.rows["stored"].sum(dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,18 @@ class Surveyor:
         return marks
 
     def _covered(self, root: Record, since: float) -> list[Record]:
-        """The roots that undo may go back to, newest first; the last was current when that time began."""
-        found = [root]
-        while found[-1].update.time >= since * 1e6 and found[-1].seq > root.floor:
+        """The roots that undo may go back to, newest first; the last was current when that time began.
+
+        One record of a clock that was behind does not end them: all down to the floor are looked at.
+        """
+        found, count = [root], 1
+        while found[-1].seq > root.floor:
+            if found[-1].update.time >= since * 1e6:
+                count = len(found) + 1
             found.append(self.log.read(found[-1].seq - 1))
-        return found
+        if found[-1].update.time >= since * 1e6:
+            count = len(found)
+        return found[:count]
 
     def _packs(self, listed: Iterable[FileInfo]) -> tuple[list[tuple[Table, FileInfo]], list[FileInfo]]:
         """The packs that are whole and not condemned, and the files of those that are condemned."""

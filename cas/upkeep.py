@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from typing import Unpack
 
@@ -73,7 +72,7 @@ class Upkeep(Opened):
         """
         self._ready(None)
         policy = policy_of(**rules)
-        return self._pruner().prune(branch, policy, dry_run, self._surveyor(), time.time() - gc.EXPIRE)
+        return self._pruner().prune(branch, policy, dry_run, self._surveyor(), gc.undo_from(gc.EXPIRE))
 
     def set_policy(self, branch: str = "main", **rules: Unpack[Rules]) -> None:
         """Have every commit on a branch prune it by these rules from now on; without rules no more."""
@@ -102,7 +101,8 @@ class Upkeep(Opened):
         packs younger than that stay (0: neither). `dry_run` only says what would go.
         """
         self._ready(None)
-        return gc.Collector(self._surveyor(), self._settings.threads, grace, expire, progress).collect(dry_run)
+        times = gc.check_seconds("grace", grace), gc.check_seconds("expire", expire)
+        return gc.Collector(self._surveyor(), self._settings.threads, *times, progress).collect(dry_run)
 
     def _pruner(self) -> Pruner:
         return Pruner(self._backend, self._catalog, self._roots, self._revisions())
