@@ -30,8 +30,8 @@ class Stats:
 @dataclass(frozen=True, slots=True)
 class Commit:
     """One commit. `id`, `tree` and `parents` are hex; equal states have equal trees. `origin` is the size in bytes of
-    the files that the state was read from, where it was. `stats` is there where this process made it. `pruned`: its state
-    was dropped when this was read."""
+    the files that the state was read from, where it was. `stats` is there where this process made it; `pruned` says
+    that the state was gone on purpose when this was read."""
 
     id: str
     tree: str

@@ -237,11 +237,11 @@ def undo_from(expire: float) -> float:
     return time.time() - expire if expire else math.inf
 
 
-def check_seconds(name: str, value: float) -> float:
+def check_seconds(name: str, value: object) -> float:
     """`value`, if it is a time that one can wait for."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_SECONDS:
-        raise Invalid(f"{name} is a number of seconds from 0 up, not {value!r}")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_SECONDS:
+        return float(value)
+    raise Invalid(f"{name} is a number of seconds from 0 up, not {value!r:.60}")
 
 
 def _first(lost: list[tuple[Kind, ObjectId]]) -> str:

@@ -40,6 +40,8 @@ _FLAG_SIZE = 256
 _READERS = 1024
 _LOCK_SIZE = 64 * (_READERS + 2)
 _PACK_SIZE = 16
+_BATCH = 100_000
+"""Rows that are removed at a time, so that their memory is bounded."""
 
 
 def _value(pack: PackId, row: bytes) -> bytes:
@@ -279,11 +281,11 @@ class Index:
         def remove(txn: Any) -> None:
             for pack in packs:
                 txn.delete(pack, db=self._packs)
-            with txn.cursor(self._rows) as cursor:
-                more = cursor.first()
-                while more:
-                    gone = cursor.value()[:_PACK_SIZE] in packs
-                    more = cursor.delete() and cursor.key() != b"" if gone else cursor.next()
+            start: bytes | None = b""
+            while start is not None:  # a cursor that deletes loses its place among rows of one id
+                doomed, start = self._doomed(txn, start, packs)
+                for key, value in doomed:
+                    txn.delete(key, value, db=self._rows)
 
         with self._mutex:
             for pack in packs:
@@ -292,6 +294,17 @@ class Index:
             self._memory = {name: places for name, places in kept if places}
             if not self._write(remove):  # a commit must not lean on them
                 self._do_without(f"rows of {len(packs)} lost packs could not be removed")
+
+    def _doomed(self, txn: Any, start: bytes, packs: Set[PackId]) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Some rows of these packs from the id `start` on, and the id from which there may be more."""
+        found: list[tuple[bytes, bytes]] = []
+        with txn.cursor(self._rows) as cursor:
+            for key, value in cursor if cursor.set_range(start) else ():
+                if value[:_PACK_SIZE] in packs:
+                    found.append((key, value))
+                    if len(found) == _BATCH:
+                        return found, key
+        return found, None
 
     def _write(self, change: Callable[[Any], None]) -> bool:
         """Run `change` in a write transaction, growing the map as needed; False where that cannot be."""

@@ -99,8 +99,8 @@ class Objects:
                 failure = error
         if failure is None:
             raise NotFound(f"{what} is in no pack; {self._catalog.why_missing()}")
-        error = NotFound if isinstance(failure, NotFound) else Corrupt
-        raise error(f"{what} cannot be read: {failure}") from failure
+        wrong = NotFound if isinstance(failure, NotFound) else Corrupt
+        raise wrong(f"{what} cannot be read: {failure}") from failure
 
     def verify(self, place: Location) -> None:
         """Read one stored copy of an object; `Corrupt` if it does not match its name."""

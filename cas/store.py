@@ -175,9 +175,7 @@ class Store(Upkeep):
         root = self._roots.current()
         tips = [self._revisions().resolve(rev, root)] if rev is not None or not root.refs else root.refs.values()
         absent = self._roots.absent(root)
-        return (
-            commit_of(name, held, pruned=name in absent) for name, held in newest_first(tips, self._objects.commit)
-        )
+        return (commit_of(name, held, pruned=name in absent) for name, held in newest_first(tips, self._objects.commit))
 
     def refs(self) -> dict[str, dict[str, str]]:
         """Commit ids by name, in `branches` and `tags`."""

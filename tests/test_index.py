@@ -8,15 +8,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cas
 from cas import Corrupt, NotFound, Store
+from cas.index import open_index
+from cas.pack import _DTYPE, PackId, Table
 
 
 def rows(path: Path) -> list[Any]:
@@ -289,3 +294,18 @@ def test_a_damaged_block_is_read_from_its_other_pack(store: Store) -> None:
         file.write_bytes(data)
     with cas.open(store.path) as again, pytest.raises(Corrupt, match=r"block .* of w in commit"):
         again.load()
+
+
+@given(st.lists(st.sets(st.integers(0, 12), min_size=1), min_size=1, max_size=5), st.sets(st.integers(0, 4)))
+def test_rows_of_dropped_packs_go_and_those_of_others_stay(packs: list[set[int]], gone: set[int]) -> None:
+    """Also where one object lies in several packs."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = open_index(Path(folder) / "index")
+        for number, held in enumerate(packs):
+            rows = np.zeros(len(held), _DTYPE)
+            rows["id"] = [bytes([value]) * 32 for value in held]
+            index.add(Table(PackId(bytes([number]) * 16), 1, rows))
+        index.drop({PackId(bytes([number]) * 16) for number in gone})
+        found = {(place.pack[0], place.row.id[0]) for place in index.rows()}
+        index.close()
+    assert found == {(n, value) for n, held in enumerate(packs) if n not in gone for value in held}
