@@ -67,7 +67,7 @@ class Plan:
     def condemns(self) -> set[bytes]:
         """The packs and lists that this plan gives up."""
         named = {lists.id_of(info.name) for info in self.lists}
-        return {held.table.pack for held in self.dead + self.sparse} | {name for name in named if name is not None}
+        return {held.name for held in self.dead + self.sparse} | {name for name in named if name is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class Collector:
         """Copy what is live in mostly dead packs; without space for that they stay."""
         if not plan.sparse:
             return plan
-        places = list(plan.survey.picked_in(plan.sparse))
+        places = list(self.surveyor.places(plan.survey, plan.sparse))
         self.progress(f"copying {human_bytes(sum(place.row.stored for place in places))} out of mostly dead packs")
         try:
             self._move(places)

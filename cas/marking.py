@@ -9,7 +9,7 @@ import numpy as np
 
 from .block import Kind, ObjectId
 from .needs import Needs
-from .picking import NAME, Names, names_of
+from .picking import NAME, Names, distinct
 from .reach import Edge
 from .roots import Absent
 
@@ -48,7 +48,7 @@ class Marks:
             self._join()
 
     def _join(self) -> None:
-        self._blocks = [np.unique(np.concatenate(self._blocks))] if self._blocks else [np.empty(0, NAME)]
+        self._blocks = [distinct(np.concatenate(self._blocks))] if self._blocks else [np.empty(0, NAME)]
         self._held = len(self._blocks[0])
 
     def live(self) -> dict[Kind, Names]:
@@ -56,5 +56,5 @@ class Marks:
         self._join()
         found = {Kind.BLOCK: self._blocks[0]}
         for kind in (Kind.LIST, Kind.LAYOUT, Kind.TREE, Kind.COMMIT):
-            found[kind] = names_of(b"".join(name for held, name in self.objects if held is kind))
+            found[kind] = distinct(np.frombuffer(b"".join(name for held, name in self.objects if held is kind), NAME))
         return found

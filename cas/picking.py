@@ -7,7 +7,7 @@ that what is copied out of a mostly dead pack does not keep it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +17,25 @@ from .block import ID_SIZE, Kind
 from .pack import Table
 
 Names = np.ndarray[Any, np.dtype[np.bytes_]]
-"""Names of objects as `S32`, sorted, each once. All 32 bytes count: numpy compares zeros at the end as padding."""
+"""Names of objects as `S32`. All 32 bytes count: numpy compares zeros at the end as padding."""
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 """Positions of rows."""
 NAME = np.dtype(f"S{ID_SIZE}")
 MAX_CHAIN = 8
 
 
-def names_of(data: bytes) -> Names:
-    """Sorted names from consecutive ids."""
-    return np.unique(np.frombuffer(data, NAME))
+def distinct(names: Names) -> Names:
+    """Sorted, each once. `numpy.unique` hashes texts, which takes ten times as long."""
+    found = np.sort(names)
+    return found[_starts(found)]
+
+
+def _starts(ordered: Names) -> Numbers:
+    """Where runs of equal names begin."""
+    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(ordered) else _NONE
+
+
+_NONE: Numbers = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +50,18 @@ class Rows:
     pack: Numbers
 
     @classmethod
-    def of(cls, tables: Sequence[Table]) -> Rows:
-        def column(name: str, dtype: Any) -> Any:
-            parts = [np.ascontiguousarray(table.rows[name]).view(dtype) for table in tables]
-            return np.concatenate(parts) if parts else np.empty(0, dtype)
-
-        numbers = np.repeat(np.arange(len(tables)), [len(table.rows) for table in tables])
-        return cls(column("id", NAME), column("kind", np.uint8), column("chain", np.uint8), column("base", NAME),
-                   column("stored", np.uint32), numbers)  # fmt: skip
-
-    def __getitem__(self, which: Any) -> Rows:
-        return Rows(*(getattr(self, name)[which] for name in self.__slots__))
+    def of(cls, tables: Iterable[Table]) -> Rows:
+        """Tables may be made while they are iterated over: none is kept."""
+        parts: list[Rows] = []
+        for number, table in enumerate(tables):
+            rows = table.rows
+            names = np.ascontiguousarray(rows["id"]).view(NAME)
+            base = np.ascontiguousarray(rows["base"]).view(NAME) if rows["chain"].any() else np.zeros(len(rows), NAME)
+            columns = (rows["kind"].copy(), rows["chain"].copy(), base, rows["stored"].astype(np.uint32))
+            parts.append(cls(names, *columns, np.full(len(rows), number)))
+        if not parts:
+            return cls(*(np.empty(0, dtype) for dtype in (NAME, np.uint8, np.uint8, NAME, np.uint32, np.int64)))
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
 
     def __len__(self) -> int:
         return len(self.id)
@@ -59,80 +69,95 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """`rows` are the numbers of the rows taken; `lost` the live objects that have none."""
+    """`rows` are the numbers of the rows taken, rising; `lost` the live objects that have none."""
 
     rows: Numbers
     lost: dict[Kind, Names]
 
 
 def pick(rows: Rows, live: dict[Kind, Names], sizes: Sequence[int]) -> Picked:
-    """One decodable row for each live object and for each base that these lead to. `sizes` of the packs in bytes."""
-    best = _Best(rows, _worth(rows, live, sizes))
-    taken, lost = [], {}
+    """One decodable row for each live object and for each base that these lead to. `sizes` of the packs in bytes.
+
+    `live` holds sorted names, each once.
+    """
+    groups = {kind: _grouped(rows, kind) for kind in Kind}
+    worth = _worth(rows, live, groups, sizes)
+    taken, lost = [_NONE], {}
     for kind, names in live.items():
-        found, missing = best.of(kind, names)
-        lost[kind] = missing
+        best = groups[kind].best(rows, worth)
+        at, lost[kind] = groups[kind].find(names)
+        found = best[at]
         taken.append(found)
         for _ in range(MAX_CHAIN):
             chained = found[rows.chain[found] > 0]
             if not len(chained):
                 break
-            found, _ = best.of(kind, np.unique(rows.base[chained]))
+            at, _ = groups[kind].find(distinct(rows.base[chained]))
+            found = best[at]
             taken.append(found)
-    return Picked(np.unique(np.concatenate(taken)) if taken else np.empty(0, np.int64), lost)
+    return Picked(np.unique(np.concatenate(taken)), lost)
 
 
-def _worth(rows: Rows, live: dict[Kind, Names], sizes: Sequence[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """The decodable rows of one kind, ordered by name: the rows of `names[n]` are those from `starts[n]` on."""
+
+    rows: Numbers
+    starts: Numbers
+    names: Names
+
+    @property
+    def sizes(self) -> Numbers:
+        return np.diff(self.starts, append=len(self.rows))
+
+    def find(self, wanted: Names) -> tuple[Numbers, Names]:
+        """The groups of these sorted names, and the names that have none."""
+        if not len(self.names):
+            return _NONE, wanted
+        at = np.minimum(np.searchsorted(self.names, wanted), len(self.names) - 1)
+        there = self.names[at] == wanted
+        return at[there], wanted[~there]
+
+    def best(self, rows: Rows, worth: np.ndarray[Any, np.dtype[np.float64]]) -> Numbers:
+        """The best row of each group."""
+        found, sizes = self.rows[self.starts], self.sizes
+        if len(found) == len(self.rows):
+            return found
+        several = np.repeat(sizes > 1, sizes)
+        group, some = np.repeat(np.arange(len(sizes)), sizes)[several], self.rows[several]
+        order = np.lexsort((-worth[rows.pack[some]], rows.chain[some], group))
+        ordered = group[order]
+        first = np.flatnonzero(np.diff(ordered, prepend=-1))
+        found[ordered[first]] = some[order][first]
+        return found
+
+
+def _grouped(rows: Rows, kind: Kind) -> _Groups:
+    mine = _decodable(rows, np.flatnonzero(rows.kind == kind))
+    ordered = mine[np.argsort(rows.id[mine])]
+    names = rows.id[ordered]
+    starts = _starts(names)
+    return _Groups(ordered, starts, names[starts])
+
+
+def _decodable(rows: Rows, mine: Numbers) -> Numbers:
+    """Those of these rows whose chain of bases is there."""
+    chains = rows.chain[mine]
+    good: Numbers = mine[chains == 0]
+    for length in range(1, int(chains.max(initial=0)) + 1):
+        level = mine[chains == length]
+        good = np.concatenate([good, level[np.isin(rows.base[level], rows.id[good], kind="sort")]])
+    return good
+
+
+def _worth(
+    rows: Rows, live: dict[Kind, Names], groups: dict[Kind, _Groups], sizes: Sequence[int]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Of each pack the part that is live in some row."""
     held = np.zeros(len(sizes))
     for kind, names in live.items():
-        mine = np.flatnonzero(rows.kind == kind)
-        alive = mine[is_in(rows.id[mine], names)]
-        np.add.at(held, rows.pack[alive], rows.stored[alive])
+        is_live = np.zeros(len(groups[kind].names), np.bool_)
+        is_live[groups[kind].find(names)[0]] = True
+        alive = groups[kind].rows[np.repeat(is_live, groups[kind].sizes)]
+        held += np.bincount(rows.pack[alive], rows.stored[alive], len(sizes))
     return held / np.maximum(np.asarray(sizes, np.float64), 1)
-
-
-class _Best:
-    """The best decodable row of each object, found by a binary search among sorted names."""
-
-    def __init__(self, rows: Rows, worth: np.ndarray[Any, np.dtype[np.float64]]) -> None:
-        self._rows = rows
-        self._by_kind: dict[int, tuple[Names, Numbers]] = {}
-        order = np.lexsort((-worth[rows.pack], rows.chain))
-        for kind in Kind:
-            mine = order[rows.kind[order] == kind]
-            self._by_kind[kind] = self._firsts(self._decodable(mine))
-
-    def _decodable(self, mine: Numbers) -> Numbers:
-        """Those of these rows, ordered by chain, whose chain of bases is there."""
-        chains = self._rows.chain[mine]
-        good: Numbers = mine[chains == 0]
-        for length in range(1, int(chains.max(initial=0)) + 1):
-            level = mine[chains == length]
-            good = np.concatenate([good, level[is_in(self._rows.base[level], np.unique(self._rows.id[good]))]])
-        return good
-
-    def _firsts(self, good: Numbers) -> tuple[Names, Numbers]:
-        """Each name once, sorted, with its first row in the order of `good`."""
-        names, first = np.unique(self._rows.id[good], return_index=True)
-        return names, good[first]
-
-    def of(self, kind: Kind, wanted: Names) -> tuple[Numbers, Names]:
-        """The best rows of these objects, and the objects that have none."""
-        names, rows = self._by_kind[kind]
-        if not len(names):
-            return np.empty(0, np.int64), wanted
-        at = np.minimum(np.searchsorted(names, wanted), len(names) - 1)
-        there = names[at] == wanted
-        return rows[at[there]], wanted[~there]
-
-
-def is_in(some: Names, names: Names) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which of `some`, in any order, are among the sorted `names`."""
-    if not len(names):
-        return np.zeros(len(some), np.bool_)
-    order = np.argsort(some)
-    at = np.minimum(np.searchsorted(names, some[order]), len(names) - 1)
-    found = np.empty(len(some), np.bool_)
-    found[order] = names[at] == some[order]
-    return found

@@ -20,8 +20,8 @@ from .errors import CasError, Corrupt
 from .log import Log, Record
 from .marking import Marks
 from .needs import Needs
-from .pack import ROW, Location, Row, Table
-from .picking import Picked, Rows, pick
+from .pack import ROW, Location, PackId, Row, Table
+from .picking import Names, Picked, Rows, pick
 from .roots import Absent, Roots
 
 _log = logging.getLogger("cas")
@@ -29,16 +29,19 @@ _log = logging.getLogger("cas")
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A listed pack whose table is whole. `live`: stored bytes of those of its rows that are needed."""
+    """A listed pack whose table is whole: the number of its `first` row, the `stored` bytes of all its rows, and of
+    those that are needed, `live`."""
 
-    table: Table
+    name: PackId
     info: FileInfo
+    first: int
+    stored: int
     live: int
 
     @property
     def is_mostly_dead(self) -> bool:
         """At most half of what is stored in it is live. Its table does not count: a copy would have one too."""
-        return 0 < 2 * self.live <= int(self.table.rows["stored"].sum(dtype=np.int64))
+        return 0 < 2 * self.live <= self.stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +67,6 @@ class Survey:
         """Live objects that no pack outside the condemned ones holds."""
         return [(kind, ObjectId(name)) for kind, held in self.picked.lost.items() for name in held.view("V32").tolist()]
 
-    def picked_in(self, packs: Iterable[Pack]) -> Iterator[Location]:
-        """The needed rows of these packs."""
-        wanted = {held.table.pack for held in packs}
-        firsts = np.searchsorted(self.rows.pack, np.arange(len(self.packs)))
-        for number in self.picked.rows.tolist():
-            at = int(self.rows.pack[number])
-            table = self.packs[at].table
-            if table.pack in wanted:
-                record = table.rows[number - int(firsts[at])].tobytes()
-                yield Location(table.pack, Row._make(ROW.unpack(record)))
-
 
 @dataclass(frozen=True, slots=True)
 class Surveyor:
@@ -88,34 +80,36 @@ class Surveyor:
 
     def survey(self, since: float) -> Survey:
         """Mark from all refs, and from those of every root that was current at `since` (Unix seconds) or later."""
-        listed, found_lists = self.backend.list(pack.FOLDER), self.backend.list(lists.FOLDER)
+        listed, listed_lists = self.backend.list(pack.FOLDER), self.backend.list(lists.FOLDER)
         root = self.roots.current()
         covered = self._covered(root, since)
-        packs, condemned = self._packs(listed)
         marks = Marks(self.needs, self.roots.absent(root))
         marks.mark(root.refs.values())
-        now = marks.live()
+        now = marks.live() if len(covered) > 1 else None
         marks.mark(commit for record in covered for commit in record.refs.values())
-        live = marks.live()
-        rows = Rows.of([table for table, _ in packs])
-        sizes = [info.size for _, info in packs]
-        picked = pick(rows, live, sizes)
-        current = pick(rows, now, sizes) if len(covered) > 1 else picked
-        held = np.zeros(len(packs), np.int64)
-        np.add.at(held, rows.pack[picked.rows], rows.stored[picked.rows])
+        infos, rows = self._read_tables(listed)
+        picked = pick(rows, marks.live(), [info.size for info in infos])
         named = {name for _, name in root.condemned} | set(root.absent)
-        unnamed = [info for info in found_lists if lists.id_of(info.name) not in named]
         return Survey(
             root=root,
             floor=covered[-1].seq,
             marks=marks,
-            packs=[Pack(table, info, int(live)) for (table, info), live in zip(packs, held, strict=True)],
+            packs=_packs(infos, rows, picked),
             rows=rows,
             picked=picked,
-            held_by_undo=int(rows.stored[picked.rows].sum() - rows.stored[current.rows].sum()),
-            lists=[info for info in unnamed if not self._is_condemned(lists.id_of(info.name))],
-            condemned=condemned + [info for info in unnamed if self._is_condemned(lists.id_of(info.name))],
+            held_by_undo=0 if now is None else _stored_but(now, rows, picked),
+            lists=[info for info in listed_lists if lists.id_of(info.name) not in named | self.catalog.condemned],
+            condemned=self._condemned(listed, listed_lists),
         )
+
+    def places(self, survey: Survey, packs: Sequence[Pack]) -> Iterator[Location]:
+        """Where the needed objects of these packs lie."""
+        for held in packs:
+            rows = pack.read_table(self.backend, held.name).rows
+            first, end = held.first, held.first + len(rows)
+            picked = survey.picked.rows
+            for number in picked[np.searchsorted(picked, first) : np.searchsorted(picked, end)].tolist():
+                yield Location(held.name, Row._make(ROW.unpack(rows[number - first].tobytes())))
 
     def reached(self, root: Record, absent: Absent, since: float) -> Marks:
         """What all refs lead to, and those of every root since then, if commits lacked just this."""
@@ -137,24 +131,33 @@ class Surveyor:
             count = len(found)
         return found[:count]
 
-    def _packs(self, listed: Iterable[FileInfo]) -> tuple[list[tuple[Table, FileInfo]], list[FileInfo]]:
-        """The packs that are whole and not condemned, and the files of those that are condemned."""
-        good, condemned = [], []
-        for info in listed:
-            name = pack.id_of(info.name)
-            if self._is_condemned(name):
-                condemned.append(info)
-            elif name is not None:
+    def _read_tables(self, listed: Iterable[FileInfo]) -> tuple[list[FileInfo], Rows]:
+        """The packs that are whole and not condemned, and all their rows."""
+        infos: list[FileInfo] = []
+
+        def tables() -> Iterator[Table]:
+            for info in listed:
+                name = pack.id_of(info.name)
+                if name is None or name in self.catalog.condemned:
+                    continue
                 try:
-                    good.append((pack.read_table(self.backend, name), info))
-                except CasError as error:  # what is needed from it is missed below; what is not, harms nobody
+                    table = pack.read_table(self.backend, name)
+                except CasError as error:  # what is needed from it is missed later; what is not, harms nobody
                     _log.warning("left out of the collection: %s", error)
-        return good, condemned
+                    continue
+                infos.append(info)
+                yield table
+
+        return infos, Rows.of(tables())
 
     def condemned_files(self) -> list[FileInfo]:
         """Condemned packs and lists that exist, as of the newest root that was read."""
-        packs = [info for info in self.backend.list(pack.FOLDER) if self._is_condemned(pack.id_of(info.name))]
-        return packs + [info for info in self.backend.list(lists.FOLDER) if self._is_condemned(lists.id_of(info.name))]
+        return self._condemned(self.backend.list(pack.FOLDER), self.backend.list(lists.FOLDER))
+
+    def _condemned(self, packs: Iterable[FileInfo], others: Iterable[FileInfo]) -> list[FileInfo]:
+        condemned = self.catalog.condemned
+        found = [info for info in packs if pack.id_of(info.name) in condemned]
+        return found + [info for info in others if lists.id_of(info.name) in condemned]
 
     def condemned_places(self, wanted: Sequence[tuple[Kind, ObjectId]]) -> list[Location]:
         """Where these objects lie in condemned packs; `Corrupt` if one is nowhere."""
@@ -170,5 +173,22 @@ class Surveyor:
                 raise Corrupt(f"{kind.name.lower()} {short(name_of_object)} is in no pack; run `cas fsck`")
         return list(found.values())
 
-    def _is_condemned(self, name: bytes | None) -> bool:
-        return name is not None and name in self.catalog.condemned
+
+def _packs(infos: Sequence[FileInfo], rows: Rows, picked: Picked) -> list[Pack]:
+    count = len(infos)
+    stored = np.bincount(rows.pack, rows.stored, count).astype(np.int64).tolist()
+    live = np.bincount(rows.pack[picked.rows], rows.stored[picked.rows], count).astype(np.int64).tolist()
+    firsts = np.searchsorted(rows.pack, np.arange(count)).tolist()
+    named = ((pack.id_of(info.name), info) for info in infos)
+    return [
+        Pack(name, info, *numbers) for (name, info), *numbers in zip(named, firsts, stored, live, strict=True) if name
+    ]
+
+
+def _stored_but(names: dict[Kind, Names], rows: Rows, picked: Picked) -> int:
+    """The stored bytes of what was picked, without these objects."""
+    rest = 0
+    for kind, held in names.items():
+        mine = picked.rows[rows.kind[picked.rows] == kind]
+        rest += int(rows.stored[mine[~np.isin(rows.id[mine], held, kind="sort")]].sum(dtype=np.int64))
+    return rest
