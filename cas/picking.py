@@ -146,7 +146,7 @@ def _decodable(rows: Rows, mine: Numbers) -> Numbers:
     good: Numbers = mine[chains == 0]
     for length in range(1, int(chains.max(initial=0)) + 1):
         level = mine[chains == length]
-        good = np.concatenate([good, level[np.isin(rows.base[level], rows.id[good], kind="sort")]])
+        good = np.concatenate([good, level[is_in(rows.base[level], distinct(rows.id[good]))]])
     return good
 
 
@@ -161,3 +161,14 @@ def _worth(
         alive = groups[kind].rows[np.repeat(is_live, groups[kind].sizes)]
         held += np.bincount(rows.pack[alive], rows.stored[alive], len(sizes))
     return held / np.maximum(np.asarray(sizes, np.float64), 1)
+
+
+def is_in(some: Names, names: Names) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which of `some`, in any order, are among the sorted `names`."""
+    if not len(names):
+        return np.zeros(len(some), np.bool_)
+    order = np.argsort(some)
+    at = np.minimum(np.searchsorted(names, some[order]), len(names) - 1)
+    found = np.empty(len(some), np.bool_)
+    found[order] = names[at] == some[order]
+    return found

@@ -21,7 +21,7 @@ from .log import Log, Record
 from .marking import Marks
 from .needs import Needs
 from .pack import ROW, Location, PackId, Row, Table
-from .picking import Names, Picked, Rows, pick
+from .picking import Names, Picked, Rows, is_in, pick
 from .roots import Absent, Roots
 
 _log = logging.getLogger("cas")
@@ -190,5 +190,5 @@ def _stored_but(names: dict[Kind, Names], rows: Rows, picked: Picked) -> int:
     rest = 0
     for kind, held in names.items():
         mine = picked.rows[rows.kind[picked.rows] == kind]
-        rest += int(rows.stored[mine[~np.isin(rows.id[mine], held, kind="sort")]].sum(dtype=np.int64))
+        rest += int(rows.stored[mine[~is_in(rows.id[mine], held)]].sum(dtype=np.int64))
     return rest
