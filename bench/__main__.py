@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import plots
+from .collecting import collecting
 from .commands import commands
 from .contenders import Contender, contender
 from .growth import growth
@@ -114,11 +115,20 @@ def command_line(run: Run) -> None:
         run.results.add(found)
 
 
+def collection(run: Run) -> None:
+    """The part that collects garbage."""
+    scale = run.scale
+    print("\ncollecting: gc of a store half of which is garbage, and of one with nothing to collect", flush=True)
+    for found in collecting(run.folder, scale.garbage_bytes, scale.marked_commits, scale.marked_blocks):
+        run.results.add(found)
+
+
 PARTS: dict[str, Callable[[Run], None]] = {
     "trained": in_memory("trained"),
     "commands": command_line,
     "tiny": in_memory("tiny"),
     "growth": growing,
+    "collecting": collection,
     "large": large,
 }
 """A new part is a function here, which adds what it finds to the results, and its figures in targets.py."""

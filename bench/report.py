@@ -25,6 +25,14 @@ HOW = (
 )
 
 
+ALONE = {
+    "commands": "whole processes, Python's start included; the state of *trained* as one safetensors file",
+    "collecting": "gc without grace and undo, once; every pack of the first store is half garbage; the second has a "
+    "million blocks in a thousand commits, all live",
+}
+"""Parts with a table of their own, and what they are."""
+
+
 def as_json(where: dict[str, str], rounds: int, results: Results, figures: list[Figure]) -> dict[str, Any]:
     """Everything, seconds of every turn included."""
     return {
@@ -51,8 +59,9 @@ def as_markdown(where: dict[str, str], results: Results, figures: list[Figure]) 
     parts += [_workload(name, about, results) for name, about in results.about.items()]
     growth = [timing for timing in results.timings if timing.workload == "growth"]
     parts += [_growth(growth)] if growth else []
-    commands = [timing for timing in results.timings if timing.workload == "commands"]
-    parts += [_commands(commands)] if commands else []
+    for name, about in ALONE.items():
+        held = [timing for timing in results.timings if timing.workload == name]
+        parts += [_medians(name, about, held)] if held else []
     parts += [f"{sentence(where)}.", HOW, *results.notes]
     return "\n\n".join(parts) + "\n"
 
@@ -90,12 +99,13 @@ def _growth(timings: list[Timing]) -> str:
     return f"**growth**: {about}; commands include Python's start.\n\n{_table(head, rows)}"
 
 
-def _commands(timings: list[Timing]) -> str:
+def _medians(name: str, about: str, timings: list[Timing]) -> str:
     rows = [
         (timing.operation, *(f"{way}: {seconds(timing.median(way))}" for way in timing.seconds)) for timing in timings
     ]
-    about = "whole processes, Python's start included; the state of *trained* as one safetensors file"
-    return f"**commands**: {about}.\n\n{_table(('', 'medians', ''), rows)}"
+    width = max(map(len, rows))
+    padded = [(*row, *[""] * (width - len(row))) for row in rows]
+    return f"**{name}**: {about}.\n\n{_table(('', 'medians', *[''] * (width - 2)), padded)}"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -5,13 +5,16 @@ A figure of another part of the bench is one more line here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from cas.crew import default_threads
 
+from . import collecting
 from .commands import CP
 from .results import Results, seconds
+from .scale import FULL
 from .timing import Timing
 
 
@@ -43,6 +46,7 @@ class Figure:
 SAVE = "torch.save"
 MIN_PLANES = 0.84
 MAX_MEMORY = 512 << 20
+MIN_MARKED = 500_000
 TARGETS = (
     Target("first commit, auto: speed over torch.save", "trained", "first", "cas auto", SAVE, "speed", 1.5),
     Target("first commit, auto: speed over raw", "trained", "first", "cas auto", "cas raw", "speed", 0.9),
@@ -124,6 +128,7 @@ def figures(results: Results) -> list[Figure]:
     held = results.amount("commands", "anonymous memory at the peak")
     if held is not None:
         found += [_memory(way, held.values[way]) for way in ("import", "checkout")]
+    found += _collecting(results)
     stored = results.amount("trained", "stored")
     if stored is not None and "cas planes" in stored.values:
         found.append(_planes(stored.values["cas planes"] / stored.values["state"]))
@@ -140,6 +145,22 @@ def _figure(target: Target, timing: Timing) -> Figure:
     bound = f"at {'least' if target.kind == 'speed' else 'most'} {target.bound}"
     medians = f"{seconds(timing.median(target.ours))} against {seconds(timing.median(target.theirs))}"
     return Figure(target.what, round(value, 4), bound, met, medians)
+
+
+def _collecting(results: Results) -> Iterator[Figure]:
+    """Figures of the part that collects garbage; the mark has as many blocks a second as the store has in all."""
+    half = next((t for t in results.timings if t.workload == collecting.NAME and "cas gc" in t.seconds), None)
+    if half is not None:
+        what = f"gc, {half.operation}: time over {collecting.CP}"
+        yield _figure(Target(what, collecting.NAME, half.operation, "cas gc", collecting.CP, "time", 1.5), half)
+    nothing = results.timing(collecting.NAME, collecting.NOTHING)
+    if nothing is not None:
+        rate = FULL.marked_commits * FULL.marked_blocks / nothing.median(collecting.MARK)
+        medians = f"whole gc {seconds(nothing.median(collecting.AGAIN))}"
+        yield Figure("mark, blocks a second", round(rate), f"at least {MIN_MARKED}", rate >= MIN_MARKED, medians)
+    held = results.amount(collecting.NAME, "anonymous memory at the peak")
+    if held is not None:
+        yield _memory("gc of a million blocks", max(held.values.values()))
 
 
 def _memory(way: str, peak: float) -> Figure:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .commits import Commit, Stats
     from .diff import Difference
     from .errors import CasError, CommitUnknown, Corrupt, Exists, Invalid, NotFound, RefConflict, Unsupported
-    from .fsck import Finding
+    from .findings import Finding
     from .opening import init
     from .opening import open_store as open
     from .stats import CommitStats, PartStats, StoreStats
@@ -36,7 +36,7 @@ _HOMES = {
     "Corrupt": "errors",
     "Difference": "diff",
     "Exists": "errors",
-    "Finding": "fsck",
+    "Finding": "findings",
     "Invalid": "errors",
     "NotFound": "errors",
     "PartStats": "stats",

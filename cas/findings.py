@@ -2,7 +2,7 @@
 
     error: something is lost or unreadable
     log-record-missing, log-record-corrupt      a record of the log is gone or does not verify
-    list-missing, list-corrupt                  a condemned or absent list that the root names is gone or does not verify
+    list-missing, list-corrupt                  a condemned or absent list of the root is gone or does not verify
     pack-corrupt                                a pack's header or table does not verify: its objects are out of reach
     object-missing, object-corrupt              a commit, tree, layout or list that something names
     block-missing                               a block that a tensor names is in no pack
@@ -12,6 +12,7 @@
     warning: nothing is lost yet
     row-corrupt                                 a stored copy of an object is bad; others may be good
     undo-damaged                                objects that are missing or bad, and that only undo leads to
+    not-repaired                                --repair could not begin, and why
     index-differs                               the index has other rows than the packs
     pack-foreign-file                           a file among the packs that is none
 

@@ -1,80 +1,122 @@
-"""Checking a store: log, packs, refs, and everything that commits name. Changes nothing.
-
-Every finding has a stable name:
-
-    log-record-missing, log-record-corrupt      a record of the log is gone or does not verify
-    pack-corrupt                                a pack's header or table does not verify: its objects are out of reach
-    pack-foreign-file                           a file among the packs that is none
-    index-differs                               the index has other rows than the packs: close the store, delete index/
-    object-missing, object-corrupt              a commit, tree, layout or list that something names
-    block-missing                               a block that a tensor names is in no pack
-    block-corrupt                               no stored copy of a block matches its name (with data=True)
-    row-corrupt                                 a stored copy of an object is bad; others may be good (with data=True)
-    leftover                                    a file that a crashed writer left in tmp/
-"""
+"""Checking a store: log, lists, packs, refs, and everything that commits name. Changes nothing but by `repair`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice, pairwise
-from typing import Literal
+import time
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
 
-from . import envelope, pack
+import numpy as np
+
+from . import lists, pack
 from .backend import Backend
-from .block import Kind, ObjectId, short
+from .block import Kind, short
 from .catalog import Catalog
-from .dtypes import DTYPES
+from .commits import human_bytes
+from .damage import Trouble, Walk
 from .errors import CasError, NotFound
-from .extent import extent_of
-from .log import Log, Record
-from .nodes import KEYED_TAGS, MAX_DEPTH, Content, Node, Tag, long_of, tensor_of
-from .objects import Commit, entries_of
+from .findings import Finding, counted
+from .gc import EXPIRE
+from .inspection import Inspection, inspect, lost_of
+from .lists import What
+from .log import Log
+from .marking import Marks
 from .pack import Location, Table
-from .paths import Path, format_path
-from .reader import BlockReader, Objects
-
-Severity = Literal["error", "warning", "info"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One result. `commits` (hex) and `paths` are those that it touches; `message` is one sentence."""
-
-    name: str
-    severity: Severity
-    message: str
-    commits: tuple[str, ...] = ()
-    paths: tuple[str, ...] = ()
-
-
-MAX_DAMAGES = 1000
-"""The most of them that are told of one container: equal subtrees count as often as they stand there."""
+from .picking import NAME, is_in
+from .reach import Edge
+from .reader import BlockReader
+from .repair import Repaired, Repairer, Source
+from .roots import Roots
+from .rowcheck import ReadProgress, RowCheck
 
 
 @dataclass(frozen=True, slots=True)
-class _Damage:
-    """Something below a tree that is missing or bad."""
+class Checker:
+    """Checks one store. `state` is the file that remembers how far reading has come."""
 
-    path: Path
-    name: str
-    message: str
+    backend: Backend
+    catalog: Catalog
+    log: Log
+    roots: Roots
+    blocks: BlockReader
+    state: Path
 
+    def check(self, part: float | None, progress: ReadProgress, lost: Set[Edge] = frozenset()) -> list[Finding]:
+        """Every finding; none means that all which was checked is whole. Of all stored bytes a `part` is read.
 
-def check(backend: Backend, catalog: Catalog, log: Log, blocks: BlockReader | None) -> list[Finding]:
-    """Every finding; none means that all which was checked is whole. With `blocks` all stored bytes are read."""
-    catalog.refresh()
-    found = list(_check_log(log))
-    tables, damaged = _read_tables(backend)
-    found += damaged
-    found += _check_index(catalog, tables)
-    objects = Objects(backend, catalog)
-    rows = _check_rows(blocks, objects, tables) if blocks is not None else {}
-    found += [_row_finding(place, error) for place, error in rows.items()]
-    bad = {place.row.id for place in rows if _all_bad(place, rows, catalog)}
-    found += _Reachable(objects, catalog, bad).findings(log.head())
-    leftovers = (f"{info.name} was left by a writer that crashed" for info in backend.list("tmp"))
-    return found + [Finding("leftover", "info", text) for text in leftovers]
+        `lost` are the objects that a repair has found nowhere.
+        """
+        self.catalog.refresh()
+        found = [*_check_log(self.log), *self._check_lists()]
+        inspection = self._inspect()
+        found += [Finding("pack-corrupt", "error", str(error)) for error in inspection.damaged.values()]
+        found += self._check_index(inspection.tables)
+        rows = RowCheck(self.state, inspection.tables, inspection.objects, self.blocks)
+        rows.recheck()
+        if part is not None:
+            rows.read(part, progress)
+            found += _reading(rows)
+        found += [_row_finding(place, error) for place, error in rows.bad.items()]
+        found += _check_reachable(inspection, rows.bad.keys(), lost)
+        found += _unneeded(inspection, rows.bad.keys()) if inspection.has_undo else []
+        return found + self._strangers()
+
+    def repair(self, before: list[Finding], source: Source | None) -> list[Finding]:
+        """Repair what a check has found; what was done, what is lost, and all that a new check finds."""
+        made = []
+        if any(finding.name == "index-differs" for finding in before):
+            self._rebuild_index()
+            made.append(Finding("index-rebuilt", "info", "the index was built anew from the packs"))
+        repairer = Repairer(self.backend, self.catalog, self.roots, self.blocks, self.state, self._inspect, source)
+        done = repairer.repair()
+        if done is None:
+            text = "what undo leads to is not known without the log, so nothing was repaired; see log-record-corrupt"
+            return [*before, Finding("not-repaired", "warning", text)]
+        if not made and not done.objects and not done.packs and not done.lost:
+            return before
+        after = self.check(None, lambda nbytes, total: None, done.lost)
+        return [*made, *_done(done, before, after), *after]
+
+    def _inspect(self) -> Inspection:
+        return inspect(self.backend, self.catalog, self.log, self.roots, time.time() - EXPIRE)
+
+    def _check_lists(self) -> Iterator[Finding]:
+        root = self.roots.current()
+        named = [(name, What.CONDEMNED) for _, name in root.condemned] + [(name, What.ABSENT) for name in root.absent]
+        for name, what in named:
+            try:
+                lists.read(self.backend, name, what)
+            except NotFound:
+                if self.log.head().seq == root.seq:  # a newer root may name another one instead
+                    text = f"{lists.name_of(name)} is gone; restore it from another copy of the store"
+                    yield Finding("list-missing", "error", text)
+            except (CasError, OSError) as error:
+                yield Finding("list-corrupt", "error", str(error))
+
+    def _check_index(self, tables: Sequence[Table]) -> Iterator[Finding]:
+        packs = {table.pack for table in tables}
+        held = {place for place in self.catalog.index.rows() if place.pack in packs}
+        rows = [Location(table.pack, row) for table in tables for row in table]
+        lacking = sum(place not in held for place in rows)
+        extra = len(held) - (len(rows) - lacking)
+        if lacking or extra:
+            text = f"the index lacks {lacking} rows and has {extra} wrong ones; `cas fsck --repair` builds it anew"
+            yield Finding("index-differs", "warning", text)
+
+    def _rebuild_index(self) -> None:
+        """Rows of packs that cannot be read stay: they are what is left of these."""
+        index = self.catalog.index
+        index.drop((index.packs().keys() | {place.pack for place in index.rows()}) - self._inspect().damaged.keys())
+        self.catalog.refresh()
+
+    def _strangers(self) -> list[Finding]:
+        packs = (info.name for info in self.backend.list(pack.FOLDER) if pack.id_of(info.name) is None)
+        left = (info.name for info in self.backend.list("tmp"))
+        return [
+            *(Finding("pack-foreign-file", "warning", f"{name} is not a pack; remove it") for name in packs),
+            *(Finding("leftover", "info", f"{name} was left by a writer that crashed") for name in left),
+        ]
 
 
 def _check_log(log: Log) -> Iterator[Finding]:
@@ -87,47 +129,12 @@ def _check_log(log: Log) -> Iterator[Finding]:
             yield Finding("log-record-corrupt", "error", str(error))
 
 
-def _read_tables(backend: Backend) -> tuple[list[Table], list[Finding]]:
-    tables, found = [], []
-    for info in backend.list(pack.FOLDER):
-        name = pack.id_of(info.name)
-        if name is None:
-            found.append(Finding("pack-foreign-file", "warning", f"{info.name} is not a pack; remove it"))
-            continue
-        try:
-            envelope.check_header(backend.read(info.name, 0, envelope.SIZE), envelope.FileKind.PACK, info.name)
-            tables.append(pack.read_table(backend, name))
-        except (CasError, OSError) as error:
-            found.append(Finding("pack-corrupt", "error", str(error)))
-    return tables, found
-
-
-def _check_index(catalog: Catalog, tables: list[Table]) -> Iterator[Finding]:
-    truth = {Location(table.pack, row) for table in tables for row in table}
-    held = set(catalog.index.rows())
-    packs = {table.pack for table in tables}
-    extra = {place for place in held - truth if place.pack in packs}
-    if truth - held or extra:
-        text = f"the index lacks {len(truth - held)} rows and has {len(extra)} wrong ones; delete the folder index/"
-        yield Finding("index-differs", "warning", text)
-
-
-def _check_rows(blocks: BlockReader, objects: Objects, tables: list[Table]) -> dict[Location, CasError]:
-    """Every row whose stored bytes are not what its id names, reachable or not."""
-    bad: dict[Location, CasError] = {}
-    places = [Location(table.pack, row) for table in tables for row in table]
-    blocks.check((p for p in places if p.row.kind == Kind.BLOCK), lambda place, error: bad.update({place: error}))
-    for place in places:
-        try:
-            if place.row.kind != Kind.BLOCK:
-                objects.verify(place)
-        except CasError as error:
-            bad[place] = error
-    return bad
-
-
-def _all_bad(place: Location, bad: dict[Location, CasError], catalog: Catalog) -> bool:
-    return all(other in bad for other in catalog.index.find(place.row.id))
+def _reading(rows: RowCheck) -> Iterator[Finding]:
+    """How much was read, unless it was everything at once."""
+    if rows.read_bytes < rows.total:
+        read, so_far = 100 * rows.read_bytes / rows.total, 100 * rows.so_far / rows.total
+        text = f"read {read:.1f} % of the stored bytes, {so_far:.0f} % of this round so far"
+        yield Finding("data-read", "info", text)
 
 
 def _row_finding(place: Location, error: CasError) -> Finding:
@@ -136,116 +143,108 @@ def _row_finding(place: Location, error: CasError) -> Finding:
     return Finding("row-corrupt", "warning", text)
 
 
-@dataclass(slots=True)
-class _Reachable:
-    """Everything that refs name, each distinct tree once."""
-
-    objects: Objects
-    catalog: Catalog
-    bad: set[ObjectId]
-    _trees: dict[ObjectId, list[_Damage]] = field(default_factory=dict)
-    _commits: dict[ObjectId, list[_Damage]] = field(default_factory=dict)
-    _depth: int = 0
-
-    def findings(self, root: Record) -> list[Finding]:
-        for tip in dict.fromkeys(root.refs.values()):
-            self._history(tip)
-        merged: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
-        for commit, damages in self._commits.items():
-            for damage in damages:
-                commits, paths = merged.setdefault((damage.name, damage.message), ([], []))
-                commits.append(commit.hex())
-                paths.append(format_path(damage.path))
-        return [
-            Finding(name, "error", message, tuple(dict.fromkeys(commits)), tuple(dict.fromkeys(paths)))
-            for (name, message), (commits, paths) in merged.items()
-        ]
-
-    def _history(self, tip: ObjectId) -> None:
-        todo = [tip]
-        while todo:
-            name = todo.pop()
-            if name in self._commits:
-                continue
-            try:
-                commit = self.objects.commit(name)
-            except CasError as error:
-                self._commits[name] = [_damage((), error)]
-                continue
-            self._commits[name] = self._commit(commit)
-            todo.extend(commit.parents)
-
-    def _commit(self, commit: Commit) -> list[_Damage]:
-        found = [*self._tree(commit.tree, ()), *self._node(commit.files, ("files",))]
-        return found if commit.origin is None else [*found, *self._tree(commit.origin.tree, ("origin",))]
-
-    def _tree(self, name: ObjectId, path: Path) -> list[_Damage]:
-        """Damage below a tree, its paths completed with `path`."""
-        if name not in self._trees:
-            self._trees[name] = []  # a hostile tree that leads back to itself ends here
-            try:
-                self._trees[name] = self._node(self.objects.tree(name), ())
-            except CasError as error:
-                self._trees[name] = [_damage((), error)]
-        return [_Damage((*path, *damage.path), damage.name, damage.message) for damage in self._trees[name]]
-
-    def _node(self, node: Node, path: Path) -> list[_Damage]:
-        if type(node) is not list:
-            return []
-        if node[0] in (Tag.REF, Tag.COMPOSITE):
-            return self._behind(node, path)
-        try:
-            held = entries_of(node, self.objects.tree)
-            if held is None:
-                return self._leaf(node, path)
-        except CasError as error:
-            return [_damage(path, error)]
-        if self._depth >= MAX_DEPTH:
-            return [_Damage(path, "object-corrupt", f"a tree is nested deeper than {MAX_DEPTH} levels")]
-        tag, entries = held
-        pairs = entries if tag in KEYED_TAGS else enumerate(entries)
-        self._depth += 1
-        found = (damage for key, child in pairs for damage in self._node(child, (*path, key)))
-        some = list(islice(found, MAX_DAMAGES))
-        self._depth -= 1
-        return some
-
-    def _behind(self, node: Node, path: Path) -> list[_Damage]:
-        """Damage in the tree that a node refers to or in the parts of a composite, or that it is none of their kind."""
-        found = self._tree(ObjectId(node[1]), path) if node[0] == Tag.REF else self._node(node[3], path)
-        try:
-            if not found:
-                entries_of(node, self.objects.tree)
-        except CasError as error:
-            return [_damage(path, error)]
-        return found
-
-    def _leaf(self, node: Node, path: Path) -> list[_Damage]:
-        if node[0] == Tag.TENSOR:
-            entry = tensor_of(node)
-            return self._content(entry.content, entry.shape, DTYPES[entry.dtype].itemsize, path)
-        if node[0] in (Tag.TEXT, Tag.BYTES, Tag.PICKLE):
-            held = long_of(node)
-            return self._content(held.content, (held.nbytes,), 1, path)
-        return []
-
-    def _content(self, content: Content, shape: tuple[int, ...], itemsize: int, path: Path) -> list[_Damage]:
-        extent = extent_of(content, shape, itemsize, self.objects)
-        found = []
-        for shard in extent.shards:
-            sizes = {name: stop - start for name, (start, stop) in zip(shard.ids, pairwise(shard.edges), strict=True)}
-            places = self.catalog.index.find_many(sizes)
-            for name, size in sizes.items():
-                rows = [place.row for place in places.get(name, []) if place.row.kind == Kind.BLOCK]
-                if not any(row.raw == size for row in rows):
-                    text = f"block {short(name)} is in no pack; restore it from another copy"
-                    found.append(_Damage(path, "block-missing", text))
-                elif name in self.bad:
-                    text = f"block {short(name)} is damaged in every pack; restore it from another copy"
-                    found.append(_Damage(path, "block-corrupt", text))
-        return found
+# -- what can be reached ------------------------------------------------------------------------------------------
 
 
-def _damage(path: Path, error: CasError) -> _Damage:
-    name = "object-missing" if isinstance(error, NotFound) else "object-corrupt"
-    return _Damage(path, name, str(error))
+def _check_reachable(inspection: Inspection, bad_rows: Set[Location], lost: Set[Edge]) -> list[Finding]:
+    survey = inspection.survey
+    bad = {edge: _trouble(edge, inspection, bad_rows, lost) for edge in inspection.failed}
+    gone = lost_of(inspection.pick(bad_rows))
+    bad |= {edge: _trouble(edge, inspection, bad_rows, lost) for edge in gone if edge not in bad}
+    blocks = _sized_blocks(inspection.tables) - {
+        _sized(place) for place in bad_rows if (Kind(place.row.kind), place.row.id) in bad
+    }
+    absent = survey.marks.absent
+    walk = Walk(inspection.objects, absent, bad, blocks)
+    found = walk.findings(survey.root)
+    untold = bad.keys() - walk.told
+    if untold:
+        marks = Marks(survey.marks.needs, absent)
+        marks.mark(survey.root.refs.values())
+        blocks_of_refs = marks.live()[Kind.BLOCK]
+        untold = {edge for edge in untold if edge not in marks.objects and edge[0] is not Kind.BLOCK} | {
+            edge for edge in untold if edge[0] is Kind.BLOCK and not is_in(np.array([edge[1]], NAME), blocks_of_refs)[0]
+        }
+    if untold:
+        objects = counted(len(untold), "object")
+        text = f"{objects} that only undo leads to cannot be had; `cas gc --expire now` does without"
+        found.append(Finding("undo-damaged", "warning", text))
+    return found
+
+
+def _trouble(edge: Edge, inspection: Inspection, bad_rows: Set[Location], lost: Set[Edge]) -> Trouble:
+    """What to say of an object that cannot be had."""
+    kind, name = edge
+    what = f"{kind.name.lower()} {short(name)}"
+    if edge in lost:
+        return Trouble("lost", f"{what} is lost: no good copy of it was found; give a store that has it with --from")
+    prefix = "block" if kind is Kind.BLOCK else "object"
+    error = inspection.failed.get(edge)
+    if error is not None:
+        return Trouble("object-missing" if isinstance(error, NotFound) else "object-corrupt", str(error))
+    if any(place.row.id == name for place in bad_rows):
+        return Trouble(f"{prefix}-corrupt", f"{what} is damaged in every pack; restore it from another copy")
+    where = "in no pack that can be read" if inspection.damaged else "in no pack"
+    return Trouble(f"{prefix}-missing", f"{what} is {where}; restore it from another copy")
+
+
+def _sized_blocks(tables: Iterable[Table]) -> set[bytes]:
+    """Id and raw size of every row of a block."""
+    found: set[bytes] = set()
+    for table in tables:
+        rows = table.rows[table.rows["kind"] == Kind.BLOCK]
+        joined = np.empty(len(rows), [("id", "V32"), ("raw", "<u4")])
+        joined["id"], joined["raw"] = rows["id"], rows["raw"]
+        found.update(joined.view("V36").tolist())
+    return found
+
+
+def _sized(place: Location) -> bytes:
+    return place.row.id + place.row.raw.to_bytes(4, "little")
+
+
+# -- what nothing needs -------------------------------------------------------------------------------------------
+
+
+def _unneeded(inspection: Inspection, bad_rows: Set[Location]) -> list[Finding]:
+    survey, rows = inspection.survey, inspection.survey.rows
+    picked = inspection.pick(bad_rows).rows
+    used = np.zeros(len(survey.packs), np.bool_)
+    used[rows.pack[picked]] = True
+    orphans = [held.info for held, is_used in zip(survey.packs, used, strict=True) if not is_used]
+    rest = used[rows.pack]
+    rest[picked] = False
+    rest[inspection.numbers(bad_rows)] = False
+    left = np.flatnonzero(rest)
+    live = np.zeros(len(left), np.bool_)
+    for kind, names in survey.marks.live().items() if len(left) else ():
+        mine = np.flatnonzero(rows.kind[left] == kind)
+        live[mine] = is_in(rows.id[left[mine]], names)
+    sizes = rows.stored[left]
+    free = "`cas gc` frees them"
+    return [
+        *_sum("pack-orphaned", "pack", "that nothing reachable needs", [info.size for info in orphans], free),
+        *_sum("row-unreferenced", "row", "that nothing reachable names", sizes[~live].tolist(), "in packs with others"),
+        *_sum("row-duplicate", "row", "of objects that have another", sizes[live].tolist(), "in packs with others"),
+        *_sum("list-orphaned", "list", "that no root names", [info.size for info in survey.lists], free),
+        *_sum("pack-condemned", "file", "given up", [info.size for info in survey.condemned], "`cas gc` deletes them"),
+    ]
+
+
+def _sum(name: str, what: str, which: str, sizes: list[int], then: str) -> Iterator[Finding]:
+    """One finding for all of a kind."""
+    if sizes:
+        yield Finding(name, "info", f"{counted(len(sizes), what)} {which}, {human_bytes(sum(sizes))}: {then}")
+
+
+# -- what a repair did --------------------------------------------------------------------------------------------
+
+
+def _done(done: Repaired, before: list[Finding], after: list[Finding]) -> Iterator[Finding]:
+    if done.objects or done.packs:
+        still = {finding.message for finding in after}
+        healed = [f for f in before if f.severity == "error" and f.message not in still]
+        commits = dict.fromkeys(commit for finding in healed for commit in finding.commits)
+        paths = dict.fromkeys(path for finding in healed for path in finding.paths)
+        then = "; `cas gc` deletes what was given up" if done.packs else ""
+        yield Finding("repaired", "info", f"{done}{then}", tuple(commits), tuple(paths))

@@ -27,7 +27,7 @@ from .backend import FileInfo
 from .block import Kind, ObjectId, short
 from .commits import human_bytes
 from .errors import Corrupt, Invalid, NotFound
-from .lists import What
+from .fence import condemn
 from .log import FOLDER as LOG
 from .moving import move
 from .pack import Location
@@ -164,17 +164,10 @@ class Collector:
 
     def _publish(self, plan: Plan) -> bool:
         """G2: False if another record came first."""
-        surveyor, root = self.surveyor, plan.survey.root
-        names = [name for _, name in root.condemned]
-        kept = lists.extend(surveyor.backend, names, What.CONDEMNED, plan.condemns)
+        surveyor, survey = self.surveyor, plan.survey
         size = sum(info.size for info in self._files(plan))
-        record = root.successor(
-            f"gc condemned {len(plan.condemns)} files, {human_bytes(size)}",
-            epoch=root.epoch + 1,
-            condemned=(*root.condemned[: len(kept) - 1], (root.epoch + 1, kept[-1])),
-            floor=max(root.floor, plan.survey.floor),
-        )
-        return surveyor.roots.publish(record)
+        why = f"gc condemned {len(plan.condemns)} files, {human_bytes(size)}"
+        return condemn(surveyor.backend, surveyor.roots, survey.root, survey.floor, plan.condemns, why)
 
     @staticmethod
     def _files(plan: Plan) -> list[FileInfo]:

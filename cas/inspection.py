@@ -14,10 +14,10 @@ from .backend import Backend, FileInfo
 from .block import ObjectId
 from .catalog import Catalog
 from .errors import CasError, NotFound
-from .log import Log
+from .log import Log, Record
 from .needs import Needed, Needs
 from .pack import Location, PackId, Table
-from .picking import NAME, Numbers, Picked, pick
+from .picking import NAME, Numbers, Picked, Rows, pick
 from .reach import Edge
 from .reader import Objects
 from .roots import Roots
@@ -41,52 +41,61 @@ class _Reading(Needs):
 
 @dataclass(frozen=True, slots=True)
 class _Inspector(Surveyor):
-    damaged: dict[PackId, Exception] = field(default_factory=dict)
+    """`tables` are what a survey has read; `damaged` are the packs, `unread` the records of the log, that it could not
+    read."""
 
-    def _packs(self, listed: Iterable[FileInfo]) -> tuple[list[tuple[Table, FileInfo]], list[FileInfo]]:
-        self.damaged.clear()
-        good, condemned = [], []
+    tables: list[Table] = field(default_factory=list)
+    damaged: dict[PackId, Exception] = field(default_factory=dict)
+    unread: list[CasError] = field(default_factory=list)
+
+    def _covered(self, root: Record, since: float) -> list[Record]:
+        try:
+            return Surveyor._covered(self, root, since)
+        except CasError as error:
+            self.unread.append(error)
+            return [root]
+
+    def _read_tables(self, listed: Iterable[FileInfo]) -> tuple[list[FileInfo], Rows]:
+        infos = []
         for info in listed:
             name = pack.id_of(info.name)
-            if self._is_condemned(name):
-                condemned.append(info)
-            elif name is not None:
-                try:
-                    envelope.check_header(
-                        self.backend.read(info.name, 0, envelope.SIZE), envelope.FileKind.PACK, info.name
-                    )
-                    good.append((pack.read_table(self.backend, name), info))
-                except NotFound:
-                    pass  # deleted since it was listed
-                except (CasError, OSError) as error:
-                    self.damaged[name] = error
-        return good, condemned
+            if name is None or name in self.catalog.condemned:
+                continue
+            try:
+                self.tables.append(self._read_table(name, info.name))
+                infos.append(info)
+            except NotFound:
+                pass  # deleted since it was listed
+            except (CasError, OSError) as error:
+                self.damaged[name] = error
+        return infos, Rows.of(self.tables)
+
+    def _read_table(self, name: PackId, file: str) -> Table:
+        envelope.check_header(self.backend.read(file, 0, envelope.SIZE), envelope.FileKind.PACK, file)
+        return pack.read_table(self.backend, name)
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """`failed` are structured objects that cannot be read, `damaged` packs whose header or table is bad: the survey
-    lacks these. `has_undo` is False where a record of the log that undo covers cannot be read."""
+    """`tables` are those of the survey's packs. `failed` are structured objects that cannot be read, `damaged` packs
+    whose header or table is bad: the survey lacks these. `has_undo` is False where a record of the log that undo covers
+    cannot be read."""
 
     survey: Survey
     objects: Objects
+    tables: Sequence[Table]
     failed: dict[Edge, Exception]
     damaged: dict[PackId, Exception]
     has_undo: bool
 
-    @property
-    def tables(self) -> Sequence[Table]:
-        return [held.table for held in self.survey.packs]
-
     def numbers(self, places: Iterable[Location]) -> Numbers:
         """Where the rows stand in `survey.rows`."""
         at = {table.pack: number for number, table in enumerate(self.tables)}
-        firsts = np.searchsorted(self.survey.rows.pack, np.arange(len(at)))
         found = []
         for place in places:
             number = at[place.pack]
             offsets = self.tables[number].rows["offset"]
-            found.append(int(firsts[number]) + int(np.searchsorted(offsets, place.row.offset)))
+            found.append(self.survey.packs[number].first + int(np.searchsorted(offsets, place.row.offset)))
         return np.array(found, np.int64)
 
     def rows_of(self, edges: Iterable[Edge]) -> list[Location]:
@@ -104,8 +113,8 @@ class Inspection:
         left_out = [number for number, table in enumerate(self.tables) if table.pack in without]
         good = ~np.isin(rows.pack, left_out)
         good[self.numbers(bad)] = False
-        sizes = [held.info.size for held in self.survey.packs]
-        found = pick(rows[good], self.survey.marks.live(), sizes)
+        some = Rows(*(getattr(rows, name)[good] for name in rows.__slots__))
+        found = pick(some, self.survey.marks.live(), [held.info.size for held in self.survey.packs])
         return Picked(np.flatnonzero(good)[found.rows], found.lost)
 
 
@@ -116,13 +125,18 @@ def lost_of(picked: Picked) -> list[Edge]:
 
 def inspect(backend: Backend, catalog: Catalog, log: Log, roots: Roots, since: float) -> Inspection:
     """Look at everything that refs lead to, and undo back to `since` (Unix seconds). Structured objects are read."""
+    found = _inspect_once(backend, catalog, log, roots, since)
+    while found.survey.lost:
+        again = _inspect_once(backend, catalog, log, roots, since)  # a pack may have come between listing and root
+        if again.survey.root.seq == found.survey.root.seq:
+            return again
+        found = again
+    return found
+
+
+def _inspect_once(backend: Backend, catalog: Catalog, log: Log, roots: Roots, since: float) -> Inspection:
     objects = Objects(backend, catalog)
     needs = _Reading(objects)
     inspector = _Inspector(backend, catalog, log, roots, needs)
-    has_undo = True
-    try:
-        survey = inspector.survey(since)
-    except CasError:  # a record of the log: the root itself was read before
-        has_undo = False
-        survey = inspector.survey(float("inf"))
-    return Inspection(survey, objects, needs.failed, inspector.damaged, has_undo)
+    survey = inspector.survey(since)
+    return Inspection(survey, objects, inspector.tables, needs.failed, inspector.damaged, not inspector.unread)

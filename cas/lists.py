@@ -29,6 +29,8 @@ ListId = NewType("ListId", bytes)
 
 FOLDER = "lists"
 VERSION = 1
+MAX_BYTES = 16 << 20
+"""Lists are not merged into larger ones."""
 _DIGEST = 32
 
 
@@ -90,7 +92,7 @@ def extend(backend: Backend, lists: Sequence[ListId], what: What, items: Iterabl
     held, kept = set(items), list(lists)
     while kept:
         last = read(backend, kept[-1], what)
-        if len(last) > 2 * len(held):
+        if len(last) > 2 * len(held) or (len(last) + len(held)) * _ITEM_SIZE[what] > MAX_BYTES:
             break
         held.update(last)
         kept.pop()

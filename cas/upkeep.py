@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Unpack
 
 from . import audit, fsck, gc, stats
-from .errors import CasError
+from .errors import CasError, Invalid
+from .findings import Finding
+from .local import LocalBackend
 from .log import Record
 from .opened import Opened
 from .pruning import Pruned, Pruner, policies, policy_of_branch, with_policy
+from .repair import Source
 from .retention import Rules, decode_policy, describe, policy_of
 from .stats import CommitStats
 
@@ -39,10 +45,36 @@ class Upkeep(Opened):
         root = self._roots.current()
         return stats.bytes_by_branch(root, self._roots.absent(root), self._objects, self._catalog)
 
-    def fsck(self, data: bool = False) -> list[fsck.Finding]:
-        """Check log, packs, refs and everything that commits name; with `data` also every stored byte."""
+    def fsck(
+        self,
+        data: bool = False,
+        *,
+        sample: float | None = None,
+        repair: bool = False,
+        source: Upkeep | str | os.PathLike[str] | None = None,
+        progress: Callable[[int, int], None] = lambda nbytes, total: None,
+    ) -> list[Finding]:
+        """Check log, packs, refs and everything that commits name.
+
+        `data` reads every stored byte as well, `sample` this part of them (0 to 1): both go on where the last run was
+        cut off or ended, until everything was read once. `repair` writes what is bad anew, from other copies or from
+        the store `source`; nothing is changed in place. `progress` is told how many bytes were read, and of how many.
+        """
+        if sample is not None and not 0 < sample <= 1:
+            raise Invalid(f"sample is a part of the stored bytes such as 0.05, not {sample}")
+        if source is not None and not repair:
+            raise Invalid("a source is what a repair takes blocks from; give repair=True as well")
         self._ready(None)
-        return fsck.check(self._backend, self._catalog, self._log, self._blocks if data else None)
+        state = self._needs.with_name("fsck")
+        checker = fsck.Checker(self._backend, self._catalog, self._log, self._roots, self._blocks, state)
+        found = checker.check(1.0 if data else sample, progress)
+        if not repair:
+            return found
+        with contextlib.ExitStack() as stack:
+            other = source
+            if isinstance(other, str | os.PathLike):
+                other = stack.enter_context(Upkeep(LocalBackend(other), Path(other) / "index"))
+            return checker.repair(found, None if other is None else Source(other._backend, other._catalog))
 
     # -- going back ---------------------------------------------------------------------------------------------
 

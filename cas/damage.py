@@ -1,0 +1,187 @@
+"""Where damage shows: the commits and paths that need what is missing or bad."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+
+from .block import Kind, ObjectId, short
+from .dtypes import DTYPES
+from .errors import CasError
+from .extent import extent_of
+from .findings import Finding
+from .log import Record
+from .nodes import KEYED_TAGS, MAX_DEPTH, Content, Node, Tag, long_of, tensor_of
+from .objects import Commit, entries_of
+from .paths import Path, format_path
+from .reach import Edge
+from .reader import Objects
+from .roots import Absent
+
+MAX_DAMAGES = 1000
+"""The most of them that are told of one container: equal subtrees count as often as they stand there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is wrong with an object: the finding's name and message."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Damage:
+    """Trouble below a tree, and the object whose it is if there is one."""
+
+    path: Path
+    trouble: Trouble
+    edge: Edge | None
+
+
+@dataclass(slots=True)
+class Walk:
+    """Everything that refs name, each distinct tree once; what commits lack on purpose is passed by.
+
+    `bad` are the objects that cannot be had, `blocks` those blocks that can: id and raw size (u32) of good rows.
+    """
+
+    objects: Objects
+    absent: Absent
+    bad: Mapping[Edge, Trouble]
+    blocks: Set[bytes]
+    told: set[Edge] = field(default_factory=set)
+    """Those of `bad` that were met."""
+    _trees: dict[ObjectId, list[_Damage]] = field(default_factory=dict)
+    _commits: dict[ObjectId, list[_Damage]] = field(default_factory=dict)
+    _depth: int = 0
+
+    def findings(self, root: Record) -> list[Finding]:
+        """One for each trouble."""
+        for tip in dict.fromkeys(root.refs.values()):
+            self._history(tip)
+        merged: dict[Trouble, tuple[list[str], list[str]]] = {}
+        for commit, damages in self._commits.items():
+            for damage in damages:
+                commits, paths = merged.setdefault(damage.trouble, ([], []))
+                commits.append(commit.hex())
+                paths.append(format_path(damage.path))
+        return [
+            Finding(trouble.name, "error", trouble.message, tuple(dict.fromkeys(commits)), tuple(dict.fromkeys(paths)))
+            for trouble, (commits, paths) in merged.items()
+        ]
+
+    def _history(self, tip: ObjectId) -> None:
+        todo = [tip]
+        while todo:
+            name = todo.pop()
+            if name in self._commits:
+                continue
+            if (Kind.COMMIT, name) in self.bad:
+                self._commits[name] = [self._bad((), (Kind.COMMIT, name))]
+                continue
+            try:
+                commit = self.objects.commit(name)
+            except CasError as error:
+                self._commits[name] = [_malformed((), error)]
+                continue
+            self._commits[name] = list(self._commit(commit, self.absent.get(name, frozenset())))
+            todo.extend(commit.parents)
+
+    def _commit(self, commit: Commit, left_out: Set[ObjectId]) -> Iterator[_Damage]:
+        if commit.tree not in left_out:
+            yield from self._tree(commit.tree, ())
+        yield from self._node(commit.files, ("files",))
+        if commit.origin is not None and commit.origin.tree not in left_out:
+            yield from self._tree(commit.origin.tree, ("origin",))
+
+    def _tree(self, name: ObjectId, path: Path) -> list[_Damage]:
+        """Damage below a tree, its paths completed with `path`."""
+        if name not in self._trees:
+            self._trees[name] = []  # a hostile tree that leads back to itself ends here
+            if (Kind.TREE, name) in self.bad:
+                self._trees[name] = [self._bad((), (Kind.TREE, name))]
+            else:
+                try:
+                    self._trees[name] = self._node(self.objects.tree(name), ())
+                except CasError as error:
+                    self._trees[name] = [_malformed((), error)]
+        return [_Damage((*path, *damage.path), damage.trouble, damage.edge) for damage in self._trees[name]]
+
+    def _node(self, node: Node, path: Path) -> list[_Damage]:
+        if type(node) is not list:
+            return []
+        if node[0] in (Tag.REF, Tag.COMPOSITE):
+            return self._behind(node, path)
+        if node[0] == Tag.PARTS:
+            parts = ((Kind.TREE, ObjectId(part)) for part in node[2])
+            bad = [self._bad(path, part) for part in parts if part in self.bad]
+            if bad:
+                return bad
+        try:
+            held = entries_of(node, self.objects.tree)
+            if held is None:
+                return self._leaf(node, path)
+        except CasError as error:
+            return [_malformed(path, error)]
+        if self._depth >= MAX_DEPTH:
+            return [_malformed(path, f"a tree is nested deeper than {MAX_DEPTH} levels")]
+        tag, entries = held
+        pairs = entries if tag in KEYED_TAGS else enumerate(entries)
+        self._depth += 1
+        found = (damage for key, child in pairs for damage in self._node(child, (*path, key)))
+        some = list(islice(found, MAX_DAMAGES))
+        self._depth -= 1
+        return some
+
+    def _behind(self, node: Node, path: Path) -> list[_Damage]:
+        """Damage in the tree that a node refers to or in the parts of a composite, or that it is none of their kind."""
+        found = self._tree(ObjectId(node[1]), path) if node[0] == Tag.REF else self._node(node[3], path)
+        try:
+            if not found:
+                entries_of(node, self.objects.tree)
+        except CasError as error:
+            return [_malformed(path, error)]
+        return found
+
+    def _leaf(self, node: Node, path: Path) -> list[_Damage]:
+        if node[0] == Tag.TENSOR:
+            entry = tensor_of(node)
+            return self._content(entry.content, entry.shape, DTYPES[entry.dtype].itemsize, path)
+        if node[0] in (Tag.TEXT, Tag.BYTES, Tag.PICKLE):
+            held = long_of(node)
+            return self._content(held.content, (held.nbytes,), 1, path)
+        return []
+
+    def _content(self, content: Content, shape: tuple[int, ...], itemsize: int, path: Path) -> list[_Damage]:
+        if self.bad and content.layout is not None:
+            bad = [self._bad(path, edge) for edge in self._structure(content.layout) if edge in self.bad]
+            if bad:
+                return bad
+        missing: dict[ObjectId, None] = {}
+        for shard in extent_of(content, shape, itemsize, self.objects).shards:
+            for name, (start, stop) in zip(shard.ids, pairwise(shard.edges), strict=True):
+                if name + (stop - start).to_bytes(4, "little") not in self.blocks:
+                    missing[name] = None
+        return [self._bad(path, (Kind.BLOCK, name)) for name in missing]
+
+    def _structure(self, layout: ObjectId) -> Iterator[Edge]:
+        """A layout and, where it can be read, its lists."""
+        yield Kind.LAYOUT, layout
+        if (Kind.LAYOUT, layout) not in self.bad:
+            for shard in self.objects.layout(layout).shards:
+                yield from ((Kind.LIST, part) for part in shard.lists)
+
+    def _bad(self, path: Path, edge: Edge) -> _Damage:
+        self.told.add(edge)
+        return _Damage(path, self.bad.get(edge) or _missized(edge[1]), edge)
+
+
+def _malformed(path: Path, error: object) -> _Damage:
+    """What verifies and cannot be: it was written so."""
+    return _Damage(path, Trouble("object-corrupt", str(error)), None)
+
+
+def _missized(name: ObjectId) -> Trouble:
+    return Trouble("block-missing", f"block {short(name)} has another size than its tensor needs; restore the tensor")
