@@ -6,8 +6,9 @@ another process, which has seen an older root, puts back into the shared index i
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from . import lists, pack
@@ -131,3 +132,33 @@ class Catalog:
         if self._index is not None:
             self._index.close()
             self._index = None
+
+
+class CondemnedToo:
+    """Finds objects in condemned packs too where they are nowhere else: what is live there must be copied out."""
+
+    def __init__(self, backend: Backend, catalog: Catalog) -> None:
+        self._backend = backend
+        self._catalog = catalog
+
+    def locate(self, ids: Iterable[ObjectId]) -> dict[ObjectId, list[Location]]:
+        wanted = set(ids)
+        found = self._catalog.locate(wanted)
+        if len(found) < len(wanted):
+            for place in self._condemned():
+                if place.row.id in wanted and place.row.id not in found:
+                    found[place.row.id] = [place]
+        return found
+
+    def _condemned(self) -> Iterator[Location]:
+        for info in self._backend.list(pack.FOLDER):
+            name = pack.id_of(info.name)
+            if name is not None and name in self._catalog.condemned:
+                with contextlib.suppress(CasError):
+                    yield from (Location(name, row) for row in pack.read_table(self._backend, name))
+
+    def refresh(self) -> None:
+        self._catalog.refresh()
+
+    def why_missing(self) -> str:
+        return self._catalog.why_missing()

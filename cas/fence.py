@@ -6,6 +6,7 @@ from collections.abc import Set
 
 from . import lists
 from .backend import Backend
+from .errors import NotFound
 from .lists import What
 from .log import Record
 from .roots import Roots
@@ -17,7 +18,12 @@ def condemn(backend: Backend, roots: Roots, root: Record, floor: int, names: Set
     `floor` is the oldest record that the survey covered: undo goes no further back from now on.
     """
     held = [name for _, name in root.condemned]
-    kept = lists.extend(backend, held, What.CONDEMNED, names)
+    try:
+        kept = lists.extend(backend, held, What.CONDEMNED, names)
+    except NotFound:
+        if roots.current().seq != root.seq:  # a list that a newer root replaced, and a collection deleted since
+            return False
+        raise
     record = root.successor(
         why,
         epoch=root.epoch + 1,

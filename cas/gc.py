@@ -24,15 +24,13 @@ from functools import partial
 
 from . import lists
 from .backend import FileInfo
-from .block import Kind, ObjectId, short
 from .commits import human_bytes
-from .errors import Corrupt, Invalid, NotFound
+from .errors import Invalid, NotFound
 from .fence import condemn
-from .log import FOLDER as LOG
 from .moving import move
 from .pack import Location
 from .reserve import is_full, on_reserve, restore
-from .survey import Pack, Survey, Surveyor
+from .survey import Pack, Survey, Surveyor, named
 
 GRACE = 600.0
 EXPIRE = 3 * 86_400.0
@@ -101,49 +99,53 @@ class Collector:
     grace: float
     expire: float
     progress: Callable[[str], None]
+    rescued: int = 0
 
     def collect(self, dry_run: bool) -> Collected:
         """All of it. After an error before G5 nothing was deleted; after any, the next collection goes on."""
         if dry_run:
-            plan = self._plan()
+            plan = self._plan(self._survey())
             victims = [*plan.survey.condemned, *self._files(plan)]
-            return self._collected(plan, plan.survey, victims, 0, dry_run)
+            return self._collected(plan, plan.survey, victims, dry_run)
         plan = self._condemn()
         self._remember(plan.survey)
         victims = self._listed_condemned()
         self.surveyor.backend.sweep(self.grace)
         if not victims:
             restore(self.surveyor.backend)
-            return self._collected(plan, plan.survey, [], 0, dry_run)
+            return self._collected(plan, plan.survey, [], dry_run)
         if self.grace:
             self.progress(f"waiting {self.grace:.0f} s for readers")
             time.sleep(self.grace)
-        survey = self._survey()
-        rescued = self._rescue(survey)
+        survey = self._whole()
         self._delete(victims)
         restore(self.surveyor.backend)
-        return self._collected(plan, survey, victims, rescued, dry_run)
+        return self._collected(plan, survey, victims, dry_run)
 
     def _survey(self) -> Survey:
+        """What there is, looked at again where a pack may have come since the listing, with a record that needs it."""
         self.progress("marking")
-        return self.surveyor.survey(undo_from(self.expire))
-
-    def _plan(self) -> Plan:
-        """What could go; `Corrupt` if anything live is missing."""
-        survey = self._survey()
+        survey = self.surveyor.survey(undo_from(self.expire))
         while survey.lost:
-            again = self._survey()  # a pack may have come since the listing, with a record that leads to it
-            if again.root.seq == survey.root.seq and again.lost:
-                raise Corrupt(
-                    f"{_first(again.lost)} in no pack that can be read, so nothing was deleted; run `cas fsck`"
-                )
+            again = self.surveyor.survey(undo_from(self.expire))
+            if again.root.seq == survey.root.seq:
+                return again
             survey = again
+        return survey
+
+    def _whole(self) -> Survey:
+        """What there is once all that is live lies outside the condemned packs; `Corrupt` if anything live is lost."""
+        while (survey := self._survey()).lost:
+            self._rescue(survey)
+        return survey
+
+    def _plan(self, survey: Survey) -> Plan:
         return Plan.of(survey, time.time() - self.grace if self.grace else math.inf)
 
     def _condemn(self) -> Plan:
         """G0 to G2; what is given up was judged on the very root that is replaced."""
         while True:
-            plan = self._copy_sparse(self._plan())
+            plan = self._copy_sparse(self._plan(self._whole()))
             if not plan.condemns or on_reserve(self.surveyor.backend, partial(self._publish, plan)):
                 return plan
 
@@ -175,20 +177,17 @@ class Collector:
 
     def _listed_condemned(self) -> list[FileInfo]:
         """Condemned files that exist. Their record was perhaps only read: it is made durable before they go."""
-        surveyor = self.surveyor
-        surveyor.roots.current()
-        surveyor.backend.sync(LOG)
-        return surveyor.condemned_files()
+        root = self.surveyor.roots.current()
+        self.surveyor.log.confirm(root.seq)
+        return self.surveyor.condemned_files(root)
 
-    def _rescue(self, survey: Survey) -> int:
-        """G4: copy what is live and lies in condemned packs alone out of them; returns how many objects."""
+    def _rescue(self, survey: Survey) -> None:
+        """Copy what is live and lies in condemned packs alone out of them. No correct writer leads to this."""
         lost = survey.lost
-        if not lost:
-            return 0
         places = self.surveyor.condemned_places(lost)
-        _log.error("%s only in condemned packs: they are copied out; please report this", _first(lost))
+        _log.error("%s in condemned packs alone: copied out of them; please report this", named(lost))
         self._move(places)
-        return len(places)
+        self.rescued += len(places)
 
     def _move(self, places: Iterable[Location]) -> None:
         move(places, self.surveyor.backend, self.surveyor.catalog, self.threads)
@@ -206,8 +205,7 @@ class Collector:
         except OSError as error:
             _log.info("what was marked is not remembered: %s", error)
 
-    @staticmethod
-    def _collected(plan: Plan, survey: Survey, victims: list[FileInfo], rescued: int, dry_run: bool) -> Collected:
+    def _collected(self, plan: Plan, survey: Survey, victims: list[FileInfo], dry_run: bool) -> Collected:
         gone = {info.name for info in victims}
         kept = [held.info for held in survey.packs if held.info.name not in gone]
         return Collected(
@@ -221,7 +219,7 @@ class Collector:
             young=len(plan.young),
             young_size=sum(held.info.size for held in plan.young),
             undo=plan.survey.held_by_undo,
-            rescued=rescued,
+            rescued=self.rescued,
         )
 
 
@@ -235,9 +233,3 @@ def check_seconds(name: str, value: object) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_SECONDS:
         return float(value)
     raise Invalid(f"{name} is a number of seconds from 0 up, not {value!r:.60}")
-
-
-def _first(lost: list[tuple[Kind, ObjectId]]) -> str:
-    kind, name = lost[0]
-    more = f" and {len(lost) - 1} more objects are" if len(lost) > 1 else " is"
-    return f"{kind.name.lower()} {short(name)}{more}"

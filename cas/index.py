@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
-from blake3 import blake3
 
+from . import imprint
 from .block import ID_SIZE, ObjectId
 from .flocks import lock_within, unlock
 from .pack import ROW, Location, PackId, Row, Table
@@ -36,7 +36,6 @@ _LOCK_DEADLINE = 5.0
 """Seconds to wait for another process's write before keeping the rows in memory."""
 _OPEN_DEADLINE = 5.0
 """Seconds to wait for another process that checks or closes the index, before doing without it."""
-_FLAG_SIZE = 256
 _READERS = 1024
 _LOCK_SIZE = 64 * (_READERS + 2)
 _PACK_SIZE = 16
@@ -123,10 +122,7 @@ class Index:
     def _check_or_discard(self) -> None:
         """Remove an index that is not byte for byte the one that was closed here, and the flag in any case."""
         flag, data = self._folder / "clean", self._folder / "data.mdb"
-        try:
-            whole = flag.is_file() and data.is_file() and _read_flag(flag) == _fingerprint(data)
-        except OSError:
-            whole = False
+        whole = imprint.fits(data, flag)
         lock = self._folder / "lock.mdb"
         for path in (flag, lock) if whole else (flag, lock, data):
             _remove(path)
@@ -156,19 +152,13 @@ class Index:
                 fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._env.sync(True)
                 self._env.close()
-                self._mark_clean()
+                imprint.take(self._folder / "data.mdb", self._folder / "clean")
             except (OSError, lmdb.Error) as error:  # most often others still use it; else it will be built anew
                 _log.info("index %s is not marked whole: %s", self._folder, error)
             self._env.close()
             self._env = None
             guard, self._guard = self._guard, -1
             unlock(guard)
-
-    def _mark_clean(self) -> None:
-        temporary = self._folder / "clean.new"
-        _remove(temporary)
-        temporary.write_bytes(_fingerprint(self._folder / "data.mdb"))
-        os.replace(temporary, self._folder / "clean")
 
     def leave_to_parent(self) -> None:
         """In a forked child: let go of the parent's locks, which would otherwise last as long as the child."""
@@ -359,17 +349,6 @@ class Index:
         except lmdb.MapResizedError:
             self._env.set_mapsize(0)
             return self._env.begin()
-
-
-def _fingerprint(data: Path) -> bytes:
-    # One thread: those of BLAKE3 do not survive a fork, and a child would wait for them for ever.
-    digest, status = blake3().update_mmap(data).hexdigest(), data.stat()
-    return f"{status.st_size} {digest} {status.st_ino} {status.st_ctime_ns}\n".encode()
-
-
-def _read_flag(flag: Path) -> bytes:
-    with flag.open("rb") as file:
-        return file.read(_FLAG_SIZE)
 
 
 def _reserve(path: Path, size: int) -> None:

@@ -48,12 +48,12 @@ class _Inspector(Surveyor):
     damaged: dict[PackId, Exception] = field(default_factory=dict)
     unread: list[CasError] = field(default_factory=list)
 
-    def _covered(self, root: Record, since: float) -> list[Record]:
+    def _covered(self, root: Record, since: float) -> tuple[int, set[ObjectId]]:
         try:
             return Surveyor._covered(self, root, since)
         except CasError as error:
             self.unread.append(error)
-            return [root]
+            return root.seq, set(root.refs.values())
 
     def _read_tables(self, listed: Iterable[FileInfo]) -> tuple[list[FileInfo], Rows]:
         infos = []

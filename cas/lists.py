@@ -74,7 +74,8 @@ def decode_list(data: bytes, what: What, where: str) -> list[bytes]:
         raise Corrupt(f"{where} does not match its checksum; restore it from another copy of the store")
     envelope.check_header(data, envelope.FileKind.LIST, where)
     body = unpack(data[envelope.SIZE : -_DIGEST], where)
-    expect(type(body) is list and len(body) == 3 and body[:2] == [VERSION, what], f"{where} has the wrong form")
+    expect(type(body) is list and len(body) == 3, f"{where} has the wrong form")
+    expect(pack(body[:2]) == pack([VERSION, what]), f"{where} is a list of another kind or version")
     size, ids = _ITEM_SIZE[what], body[2]
     expect(type(ids) is bytes and len(ids) % size == 0, f"{where} has a cut item")
     items = [ids[at : at + size] for at in range(0, len(ids), size)]

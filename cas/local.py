@@ -183,7 +183,7 @@ class LocalBackend:
 
         Those that exist too: whoever made them may have crashed before its fsync. Once per process.
         """
-        if not folder or folder in self._settled:
+        if not folder or (folder in self._settled and os.path.isdir(f"{self.root}/{folder}")):
             return
         parent = os.path.dirname(folder)
         self._settle(parent)

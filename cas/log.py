@@ -175,6 +175,7 @@ class Log:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._seen = 0
+        self._durable = 0  # the newest record of which this process knows that it survives a power cut
 
     def head(self) -> Record:
         """The root: the newest record, verified."""
@@ -202,6 +203,8 @@ class Log:
         `CommitUnknown` when the medium failed after the record had its name: see `settle`.
         """
         data = encode_record(record)
+        decode_record(data, record.seq)  # a root that no reader would accept must never come into being
+        self.confirm(record.seq - 1)  # else a power cut may keep this one and take the one before
         try:
             self._backend.create(name_of(record.seq), data)
         except Exists:
@@ -218,8 +221,15 @@ class Log:
                 "commit again to settle it"
             ) from error
         self._seen = max(self._seen, record.seq)
+        self._durable = max(self._durable, record.seq)
         self._write_hint(record.seq, data)
         return True
+
+    def confirm(self, seq: int) -> None:
+        """Make a record that was perhaps only read durable, before anything rests on it."""
+        if seq > self._durable:
+            self._backend.sync(FOLDER)
+            self._durable = seq
 
     def settle(self, record: Record) -> bool:
         """Whether this very record is in the log. Durable if so: it was only read, so the folder is synced first."""

@@ -1,11 +1,11 @@
 """What objects name, remembered from one collection to the next.
 
-    needs:  count of objects, count of names (both u64) | kinds u8 | ids 32 | where each begins u64, and the end |
-            kinds u8 of the names | ids 32 of the names | BLAKE3 32 of all before
+    needs:  "needs 1\n" | count of objects, count of names (both u64) | kinds u8 | ids 32 | where each begins u64, and
+            the end | kinds u8 of the names | ids 32 of the names
 
 An object never changes, so what it names is remembered for ever; only what was reached in the last collection is kept.
-The file lies beside the index and is as dispensable: liveness rests on it, so it carries a checksum that is compared
-whenever it is read, and without it the objects themselves are read again.
+The file lies beside the index and is as dispensable. Liveness rests on it, so it is believed only where its imprint
+fits: a file that is damaged, or came with the store from elsewhere, counts for nothing, and objects are read again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from blake3 import blake3
 
+from . import imprint
 from .block import ID_SIZE, Kind, ObjectId
 from .picking import NAME, Names
 from .reach import Edge, needs
 from .reader import Objects
 
-_COUNTS = struct.Struct("<QQ")
-_DIGEST = 32
+_COUNTS = struct.Struct("<8sQQ")
+_MAGIC = b"needs 1\n"
+_FLAG = ".clean"
 
 
 class Needed(NamedTuple):
@@ -62,10 +63,12 @@ class Needs:
         self._known = {edge: self.of(edge) for edge in reached}
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
-            temporary.write_bytes(_encode(self._known))
+            with temporary.open("wb") as file:
+                file.writelines(_encode(self._known))
             os.replace(temporary, self._path)
         finally:
             temporary.unlink(missing_ok=True)
+        imprint.take(self._path, _flag(self._path))
 
 
 def _needed(edges: Iterable[Edge]) -> Needed:
@@ -78,28 +81,24 @@ def _needed(edges: Iterable[Edge]) -> Needed:
     return Needed(tuple(objects), np.frombuffer(b"".join(blocks), NAME) if blocks else _NOTHING)
 
 
-def _encode(known: dict[Edge, Needed]) -> bytes:
+def _encode(known: dict[Edge, Needed]) -> list[bytes]:
     lengths = [len(held.objects) + len(held.blocks) for held in known.values()]
     begins = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype("<u8")
-    parts = [
-        _COUNTS.pack(len(known), int(begins[-1])),
+    return [
+        _COUNTS.pack(_MAGIC, len(known), int(begins[-1])),
         bytes(kind for kind, _ in known),
         b"".join(name for _, name in known),
         begins.tobytes(),
         b"".join(bytes(kind for kind, _ in held.objects) + bytes(len(held.blocks)) for held in known.values()),
         *(b"".join(name for _, name in held.objects) + held.blocks.tobytes() for held in known.values()),
     ]
-    digest = blake3()
-    for part in parts:
-        digest.update(part)
-    return b"".join([*parts, digest.digest()])
 
 
 class _Loaded:
-    """A file that verifies: objects are looked up in it, and become Python only when they are."""
+    """A file that is believed: objects are looked up in it, and become Python only when they are."""
 
     def __init__(self, data: bytes) -> None:
-        count, total = _COUNTS.unpack_from(data)
+        _, count, total = _COUNTS.unpack_from(data)
         at = _COUNTS.size
 
         def take(dtype: Any, number: int) -> np.ndarray[Any, Any]:
@@ -126,11 +125,15 @@ class _Loaded:
 
 
 def _load(path: Path) -> _Loaded | None:
-    """What was remembered; None where there is nothing, or it does not verify."""
+    """What was remembered; None where there is nothing that can be believed."""
+    if not imprint.fits(path, _flag(path)):
+        return None
     try:
         data = path.read_bytes()
     except OSError:
         return None
-    if len(data) < _COUNTS.size + _DIGEST or blake3(memoryview(data)[:-_DIGEST]).digest() != data[-_DIGEST:]:
-        return None
-    return _Loaded(data)
+    return _Loaded(data) if data.startswith(_MAGIC) else None
+
+
+def _flag(path: Path) -> Path:
+    return path.with_name(path.name + _FLAG)

@@ -15,7 +15,7 @@ from .backend import Backend
 from .background import Pending
 from .block import ObjectId, short
 from .branches import UNSET, Branches
-from .catalog import Catalog
+from .catalog import Catalog, CondemnedToo
 from .crew import default_threads
 from .errors import Invalid, NotFound, Unsupported
 from .log import Log, Record
@@ -108,7 +108,8 @@ class Opened:
         return Revisions(self._log, self._catalog, self._objects.commit)
 
     def _surveyor(self) -> Surveyor:
-        needs = Needs(self._objects, self._needs)
+        objects = Objects(self._backend, CondemnedToo(self._backend, self._catalog), cached=0)  # each is read once
+        needs = Needs(objects, self._needs)
         return Surveyor(self._backend, self._catalog, self._log, self._roots, needs)
 
     def _with_state(self, rev: str | None) -> ObjectId:

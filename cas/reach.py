@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from typing import TypeVar
 
 from .block import Kind, ObjectId
-from .nodes import KEYED_TAGS, LISTED_TAGS, Content, Node, Tag, long_of, tensor_of
+from .nodes import KEYED_TAGS, LISTED_TAGS, Content, Node, Tag, content_of
 from .objects import Commit
 from .reader import Objects
 from .roots import Absent
@@ -18,6 +18,8 @@ from .roots import Absent
 Edge = tuple[Kind, ObjectId]
 """An object that another one names, and as what."""
 
+_CONTENT = {Tag.TENSOR: 4, Tag.TEXT: 2, Tag.BYTES: 2, Tag.PICKLE: 2}
+"""Where the content stands in a node."""
 T = TypeVar("T", bound=Hashable)
 
 
@@ -86,10 +88,8 @@ def needs_of_node(node: Node) -> Iterator[Edge]:
         yield Kind.TREE, ObjectId(node[1])
     elif tag is Tag.PARTS:
         yield from ((Kind.TREE, ObjectId(part)) for part in node[2])
-    elif tag is Tag.TENSOR:
-        yield from _needs_of_content(tensor_of(node).content)
-    elif tag in (Tag.TEXT, Tag.BYTES, Tag.PICKLE):
-        yield from _needs_of_content(long_of(node).content)
+    elif tag in _CONTENT:
+        yield from _needs_of_content(content_of(node[_CONTENT[tag]]))  # the node was checked when it was decoded
     else:
         for child in _children(tag, node):
             yield from needs_of_node(child)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -36,12 +36,22 @@ _CACHED_BYTES = 16 << 20  # encoded; decoded it is some five times as much
 T = TypeVar("T")
 
 
-class Objects:
-    """Structured objects by id, verified, decoded and remembered. Safe to use from many threads."""
+class Lookup(Protocol):
+    """Finds the rows of objects."""
 
-    def __init__(self, backend: Backend, catalog: Catalog) -> None:
+    def locate(self, ids: Iterable[ObjectId]) -> dict[ObjectId, list[Location]]: ...
+    def refresh(self) -> None: ...
+    def why_missing(self) -> str: ...
+
+
+class Objects:
+    """Structured objects by id, verified, decoded and remembered up to `cached` encoded bytes. Safe to use from many
+    threads."""
+
+    def __init__(self, backend: Backend, catalog: Lookup, cached: int = _CACHED_BYTES) -> None:
         self._backend = backend
         self._catalog = catalog
+        self._limit = cached
         self.renew_lock()
         self._cache: OrderedDict[tuple[Kind, ObjectId], tuple[Any, int]] = OrderedDict()
         self._cached = 0
@@ -118,7 +128,7 @@ class Objects:
     def _remember(self, kind: Kind, name: ObjectId, held: tuple[Any, int]) -> None:
         self._cache[(kind, name)] = held
         self._cached += held[1]
-        while len(self._cache) > _CACHED_OBJECTS or self._cached > _CACHED_BYTES:
+        while len(self._cache) > _CACHED_OBJECTS or self._cached > self._limit:
             self._cached -= self._cache.popitem(last=False)[1][1]
 
 

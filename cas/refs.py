@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from enum import IntEnum
@@ -44,6 +45,7 @@ def check_name(name: object, what: str) -> str:
     return name
 
 
+@functools.lru_cache(maxsize=1 << 16)  # each record of the log names all refs again
 def is_name(name: object) -> bool:
     """Whether a branch may be called so."""
     try:

@@ -69,7 +69,12 @@ class Roots:
         """
         while True:
             root = self.current()
-            record = root.successor(why, **change(root))
+            try:
+                record = root.successor(why, **change(root))
+            except NotFound:
+                if self._log.head().seq != root.seq:  # perhaps of a list that is gone since: ask the new root
+                    continue
+                raise
             attempt(record)
             if self.publish(record):
                 return record

@@ -99,6 +99,7 @@ class Store(Upkeep):
         revisions, root = self._revisions(), self._roots.current()
         for name, other in revisions.history(revisions.resolve(rev, root)):
             if objects.same_content(commit, other) and name not in self._roots.absent(root):
+                self._log.confirm(root.seq)
                 return commit_of(name, other)
         return None
 

@@ -16,7 +16,8 @@ from . import lists, pack
 from .backend import Backend, FileInfo
 from .block import Kind, ObjectId, short
 from .catalog import Catalog
-from .errors import CasError, Corrupt
+from .errors import CasError, Corrupt, NotFound
+from .lists import ListId
 from .log import Log, Record
 from .marking import Marks
 from .needs import Needs
@@ -24,6 +25,8 @@ from .pack import ROW, Location, PackId, Row, Table
 from .picking import Names, Picked, Rows, is_in, pick
 from .roots import Absent, Roots
 
+_TOLERANCE = 100
+"""Records in a row that are looked through for one that is late enough."""
 _log = logging.getLogger("cas")
 
 
@@ -82,24 +85,24 @@ class Surveyor:
         """Mark from all refs, and from those of every root that was current at `since` (Unix seconds) or later."""
         listed, listed_lists = self.backend.list(pack.FOLDER), self.backend.list(lists.FOLDER)
         root = self.roots.current()
-        covered = self._covered(root, since)
+        floor, covered = self._covered(root, since)
         marks = Marks(self.needs, self.roots.absent(root))
         marks.mark(root.refs.values())
-        now = marks.live() if len(covered) > 1 else None
-        marks.mark(commit for record in covered for commit in record.refs.values())
+        now = marks.live() if covered - set(root.refs.values()) else None
+        marks.mark(covered)
         infos, rows = self._read_tables(listed)
         picked = pick(rows, marks.live(), [info.size for info in infos])
-        named = {name for _, name in root.condemned} | set(root.absent)
+        named = _named(root)
         return Survey(
             root=root,
-            floor=covered[-1].seq,
+            floor=floor,
             marks=marks,
             packs=_packs(infos, rows, picked),
             rows=rows,
             picked=picked,
             held_by_undo=0 if now is None else _stored_but(now, rows, picked),
             lists=[info for info in listed_lists if lists.id_of(info.name) not in named | self.catalog.condemned],
-            condemned=self._condemned(listed, listed_lists),
+            condemned=self._condemned(listed, listed_lists, root),
         )
 
     def places(self, survey: Survey, packs: Sequence[Pack]) -> Iterator[Location]:
@@ -114,22 +117,26 @@ class Surveyor:
     def reached(self, root: Record, absent: Absent, since: float) -> Marks:
         """What all refs lead to, and those of every root since then, if commits lacked just this."""
         marks = Marks(self.needs, absent)
-        marks.mark(commit for record in self._covered(root, since) for commit in record.refs.values())
+        marks.mark(self._covered(root, since)[1])
         return marks
 
-    def _covered(self, root: Record, since: float) -> list[Record]:
-        """The roots that undo may go back to, newest first; the last was current when that time began.
+    def _covered(self, root: Record, since: float) -> tuple[int, set[ObjectId]]:
+        """The oldest root that undo may go back to, which was current when that time began, and what all since name.
 
-        One record of a clock that was behind does not end them: all down to the floor are looked at.
+        A few records of a clock that was behind do not end them.
         """
-        found, count = [root], 1
-        while found[-1].seq > root.floor:
-            if found[-1].update.time >= since * 1e6:
-                count = len(found) + 1
-            found.append(self.log.read(found[-1].seq - 1))
-        if found[-1].update.time >= since * 1e6:
-            count = len(found)
-        return found[:count]
+        oldest, found = root.seq, set(root.refs.values())
+        record = root
+        before: set[ObjectId] = set()
+        while record.seq > root.floor and record.seq > oldest - _TOLERANCE:
+            is_late = record.update.time >= since * 1e6
+            record = self.log.read(record.seq - 1)
+            before.update(record.refs.values())
+            if is_late:
+                oldest = record.seq
+                found |= before
+                before.clear()
+        return oldest, found
 
     def _read_tables(self, listed: Iterable[FileInfo]) -> tuple[list[FileInfo], Rows]:
         """The packs that are whole and not condemned, and all their rows."""
@@ -142,6 +149,8 @@ class Surveyor:
                     continue
                 try:
                     table = pack.read_table(self.backend, name)
+                except NotFound:  # deleted since by another collector
+                    continue
                 except CasError as error:  # what is needed from it is missed later; what is not, harms nobody
                     _log.warning("left out of the collection: %s", error)
                     continue
@@ -150,28 +159,39 @@ class Surveyor:
 
         return infos, Rows.of(tables())
 
-    def condemned_files(self) -> list[FileInfo]:
-        """Condemned packs and lists that exist, as of the newest root that was read."""
-        return self._condemned(self.backend.list(pack.FOLDER), self.backend.list(lists.FOLDER))
+    def condemned_files(self, root: Record) -> list[FileInfo]:
+        """Condemned packs and lists that exist. A list that the root names stays, whatever another list says."""
+        return self._condemned(self.backend.list(pack.FOLDER), self.backend.list(lists.FOLDER), root)
 
-    def _condemned(self, packs: Iterable[FileInfo], others: Iterable[FileInfo]) -> list[FileInfo]:
+    def _condemned(self, packs: Iterable[FileInfo], others: Iterable[FileInfo], root: Record) -> list[FileInfo]:
         condemned = self.catalog.condemned
         found = [info for info in packs if pack.id_of(info.name) in condemned]
-        return found + [info for info in others if lists.id_of(info.name) in condemned]
+        return found + [info for info in others if lists.id_of(info.name) in condemned - _named(root)]
 
     def condemned_places(self, wanted: Sequence[tuple[Kind, ObjectId]]) -> list[Location]:
         """Where these objects lie in condemned packs; `Corrupt` if one is nowhere."""
         found: dict[tuple[int, bytes], Location] = {}
         sought = set(wanted)
-        for info in self.condemned_files():
+        for info in self.condemned_files(self.roots.current()):
             name = pack.id_of(info.name)
             for row in () if name is None else pack.read_table(self.backend, name):
                 if (row.kind, row.id) in sought and name is not None:
                     found[row.kind, row.id] = Location(name, row)
-        for kind, name_of_object in wanted:
-            if (kind, name_of_object) not in found:
-                raise Corrupt(f"{kind.name.lower()} {short(name_of_object)} is in no pack; run `cas fsck`")
+        missing = [edge for edge in wanted if edge not in found]
+        if missing:
+            raise Corrupt(f"{named(missing)} in no pack that can be read, so nothing was deleted; run `cas fsck`")
         return list(found.values())
+
+
+def named(some: Sequence[tuple[Kind, ObjectId]]) -> str:
+    """The first of these objects, and how many there are, as the start of a sentence."""
+    kind, name = some[0]
+    more = f" and {len(some) - 1} more objects are" if len(some) > 1 else " is"
+    return f"{kind.name.lower()} {short(name)}{more}"
+
+
+def _named(root: Record) -> set[ListId]:
+    return {name for _, name in root.condemned} | set(root.absent)
 
 
 def _packs(infos: Sequence[FileInfo], rows: Rows, picked: Picked) -> list[Pack]:

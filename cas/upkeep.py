@@ -16,6 +16,7 @@ from .local import LocalBackend
 from .log import Record
 from .opened import Opened
 from .pruning import Pruned, Pruner, policies, policy_of_branch, with_policy
+from .refs import check_name
 from .repair import Source
 from .retention import Rules, decode_policy, describe, policy_of
 from .stats import CommitStats
@@ -109,6 +110,7 @@ class Upkeep(Opened):
     def set_policy(self, branch: str = "main", **rules: Unpack[Rules]) -> None:
         """Have every commit on a branch prune it by these rules from now on; without rules no more."""
         self._ready(None)
+        check_name(branch, "branch")
         policy = policy_of(**rules) if rules else None
         said = "no policy" if policy is None else describe(policy)
         self._roots.update(lambda root: {"config": with_policy(root, branch, policy)}, f"policy of {branch}: {said}")
