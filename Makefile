@@ -10,13 +10,14 @@ INSTALLED := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-fast lint format bench wheel install clean
+.PHONY: help demo test test-fast test-long lint format bench wheel install clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo       train, kill, resume bit for bit, export: the main job, end to end'
 	@echo 'make test       lint and all tests (JOBS=2 workers, ARGS="-k name" for pytest)'
 	@echo 'make test-fast  tests without the slow ones'
+	@echo 'make test-long  the proofs with ever more seeds, for hours; totals in tests/FAULTS.md (ARGS="--minutes 60")'
 	@echo 'make lint       ruff and mypy; make format writes what ruff wants'
 	@echo 'make bench      all that is measured, about half an hour (ARGS="--only trained" for a part)'
 	@echo 'make wheel      wheel and source archive in dist/'
@@ -32,7 +33,10 @@ test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m 'not slow and not long' $(ARGS)
+
+test-long: $(INSTALLED)
+	$(BIN)/python tests/long.py $(ARGS)
 
 # mypy must see the installed layout (cas.torch, cas.cli), which the folders do not have: a tree of links does.
 lint: $(INSTALLED)

@@ -306,3 +306,37 @@ def test_a_store_without_records_is_corrupt(backend: LocalBackend) -> None:
 def test_numbers_outside_the_log_are_not_found(seven: LocalBackend, seq: int) -> None:
     with pytest.raises(NotFound):
         Log(seven).read(seq)
+
+
+class Observed(LocalBackend):
+    """Notes which folders are synced and which files are made, in order."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.calls: list[str] = []
+
+    def sync(self, folder: str) -> None:
+        self.calls.append(f"sync {folder}")
+        super().sync(folder)
+
+    def create(self, name: str, data: Any) -> None:
+        self.calls.append(f"create {name}")
+        super().create(name, data)
+
+
+def test_a_record_that_was_only_read_is_durable_before_the_next_is_published(tmp_path: Path, log: Log) -> None:
+    """Else a power cut could take the record and keep its successor, whose number is then above a hole."""
+    backend = Observed(tmp_path)
+    other = Log(backend)
+    assert other.publish(other.head().successor("on another's"))
+    assert backend.calls == ["sync log", f"create {name_of(2)}"]
+    backend.calls.clear()
+    assert other.publish(other.head().successor("on its own"))
+    assert backend.calls == [f"create {name_of(3)}"]
+    backend.close()
+
+
+def test_a_root_that_no_reader_would_accept_is_not_published(log: Log) -> None:
+    with pytest.raises(Corrupt):
+        log.publish(log.head().successor("wrong", refs={(RefKind.BRANCH, "a b"): A}))
+    assert log.head().seq == 1
