@@ -46,7 +46,11 @@ class Catalog:
             with self._opening:
                 if self._index is None:
                     index = open_index(self._folder)
-                    self._refresh(index)
+                    try:
+                        self._refresh(index)
+                    except BaseException:
+                        index.close()
+                        raise
                     self._index = index
         return self._index
 
@@ -119,7 +123,14 @@ class Catalog:
         return found
 
     def match(self, low: bytes, high: bytes, limit: int) -> list[Location]:
-        """Up to `limit` rows whose ids lie in low <= id <= high."""
+        """Up to `limit` rows whose ids lie in low <= id <= high; without any the packs are listed again first."""
+        found = self._match(low, high, limit)
+        if not found:
+            self.refresh()
+            found = self._match(low, high, limit)
+        return found
+
+    def _match(self, low: bytes, high: bytes, limit: int) -> list[Location]:
         return [place for place in self.index.match(low, high, limit) if place.pack not in self.condemned]
 
     def why_missing(self) -> str:

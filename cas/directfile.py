@@ -329,7 +329,8 @@ class UnnamedFile:
     def _unlock(self) -> None:
         held, self._held = self._held, -1
         if held >= 0:
-            os.close(held)
+            with contextlib.suppress(OSError):  # the file is written or given up, whatever becomes of the lock
+                os.close(held)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,14 @@ from .damage import Trouble, Walk
 from .errors import CasError, NotFound
 from .findings import Finding, counted
 from .gc import EXPIRE
-from .inspection import Inspection, inspect, lost_of
+from .inspection import Inspection, Reading, inspect, lost_of
 from .lists import What
 from .log import Log
 from .marking import Marks
 from .pack import Location, Table
 from .picking import NAME, is_in
 from .reach import Edge
-from .reader import BlockReader
+from .reader import BlockReader, Objects
 from .repair import Repaired, Repairer, Source
 from .roots import Roots
 from .rowcheck import ReadProgress, RowCheck
@@ -49,7 +50,7 @@ class Checker:
         """
         self.catalog.refresh()
         found = [*_check_log(self.log), *self._check_lists()]
-        inspection = self._inspect()
+        inspection = self._inspect(self._reading())
         found += [Finding("pack-corrupt", "error", str(error)) for error in inspection.damaged.values()]
         found += self._check_index(inspection.tables)
         rows = RowCheck(self.state, inspection.tables, inspection.objects, self.blocks)
@@ -68,7 +69,8 @@ class Checker:
         if any(finding.name == "index-differs" for finding in before):
             self._rebuild_index()
             made.append(Finding("index-rebuilt", "info", "the index was built anew from the packs"))
-        repairer = Repairer(self.backend, self.catalog, self.roots, self.blocks, self.state, self._inspect, source)
+        inspect_anew = partial(self._inspect, self._reading())
+        repairer = Repairer(self.backend, self.catalog, self.roots, self.blocks, self.state, inspect_anew, source)
         done = repairer.repair()
         if done is None:
             text = "what undo leads to is not known without the log, so nothing was repaired; see log-record-corrupt"
@@ -78,8 +80,11 @@ class Checker:
         after = self.check(None, lambda nbytes, total: None, done.lost)
         return [*made, *_done(done, before, after), *after]
 
-    def _inspect(self) -> Inspection:
-        return inspect(self.backend, self.catalog, self.log, self.roots, time.time() - EXPIRE)
+    def _reading(self) -> Reading:
+        return Reading(Objects(self.backend, self.catalog))
+
+    def _inspect(self, reading: Reading) -> Inspection:
+        return inspect(self.backend, self.catalog, self.log, self.roots, time.time() - EXPIRE, reading)
 
     def _check_lists(self) -> Iterator[Finding]:
         root = self.roots.current()
@@ -107,7 +112,10 @@ class Checker:
     def _rebuild_index(self) -> None:
         """Rows of packs that cannot be read stay: they are what is left of these."""
         index = self.catalog.index
-        index.drop((index.packs().keys() | {place.pack for place in index.rows()}) - self._inspect().damaged.keys())
+        index.drop(
+            (index.packs().keys() | {place.pack for place in index.rows()})
+            - self._inspect(self._reading()).damaged.keys()
+        )
         self.catalog.refresh()
 
     def _strangers(self) -> list[Finding]:
@@ -242,9 +250,9 @@ def _sum(name: str, what: str, which: str, sizes: list[int], then: str) -> Itera
 
 def _done(done: Repaired, before: list[Finding], after: list[Finding]) -> Iterator[Finding]:
     if done.objects or done.packs:
-        still = {finding.message for finding in after}
-        healed = [f for f in before if f.severity == "error" and f.message not in still]
+        still = {path for finding in after for path in finding.paths}
+        healed = [f for f in before if f.severity == "error" and not still.issuperset(f.paths)]
         commits = dict.fromkeys(commit for finding in healed for commit in finding.commits)
-        paths = dict.fromkeys(path for finding in healed for path in finding.paths)
+        paths = dict.fromkeys(path for finding in healed for path in finding.paths if path not in still)
         then = "; `cas gc` deletes what was given up" if done.packs else ""
         yield Finding("repaired", "info", f"{done}{then}", tuple(commits), tuple(paths))

@@ -18,7 +18,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -119,25 +119,42 @@ class Collector:
             time.sleep(self.grace)
         survey = self._whole()
         self._delete(victims)
-        restore(self.surveyor.backend)
         return self._collected(plan, survey, victims, dry_run)
 
     def _survey(self) -> Survey:
-        """What there is, looked at again where a pack may have come since the listing, with a record that needs it."""
-        self.progress("marking")
-        survey = self.surveyor.survey(undo_from(self.expire))
-        while survey.lost:
-            again = self.surveyor.survey(undo_from(self.expire))
-            if again.root.seq == survey.root.seq:
-                return again
-            survey = again
-        return survey
+        """What there is. Something is lost only if it still is once the packs are listed again under the same root."""
+        before: int | None = None  # the root under which something was missing
+        while True:
+            self.progress("marking")
+            seq = self.surveyor.log.head().seq
+            try:
+                survey = self.surveyor.survey(undo_from(self.expire))
+            except NotFound:
+                if self._is_root(seq):
+                    raise
+                continue  # another collector deleted it, once a newer root had given it up
+            if not survey.lost or (survey.root.seq == before and self._is_root(before)):
+                return survey
+            before = survey.root.seq
+
+    def _is_root(self, seq: int) -> bool:
+        return self.surveyor.log.head().seq == seq
 
     def _whole(self) -> Survey:
         """What there is once all that is live lies outside the condemned packs; `Corrupt` if anything live is lost."""
         while (survey := self._survey()).lost:
-            self._rescue(survey)
+            with self._unless_overtaken(survey):
+                self._rescue(survey)
         return survey
+
+    @contextlib.contextmanager
+    def _unless_overtaken(self, survey: Survey) -> Iterator[None]:
+        """A file that is gone is no error if there is a newer root: it may have given the file up."""
+        try:
+            yield
+        except NotFound:
+            if self._is_root(survey.root.seq):
+                raise
 
     def _plan(self, survey: Survey) -> Plan:
         return Plan.of(survey, time.time() - self.grace if self.grace else math.inf)
@@ -145,9 +162,11 @@ class Collector:
     def _condemn(self) -> Plan:
         """G0 to G2; what is given up was judged on the very root that is replaced."""
         while True:
-            plan = self._copy_sparse(self._plan(self._whole()))
-            if not plan.condemns or on_reserve(self.surveyor.backend, partial(self._publish, plan)):
-                return plan
+            plan = self._plan(self._whole())
+            with self._unless_overtaken(plan.survey):
+                plan = self._copy_sparse(plan)
+                if not plan.condemns or on_reserve(self.surveyor.backend, partial(self._publish, plan)):
+                    return plan
 
     def _copy_sparse(self, plan: Plan) -> Plan:
         """Copy what is live in mostly dead packs; without space for that they stay."""
@@ -193,11 +212,19 @@ class Collector:
         move(places, self.surveyor.backend, self.surveyor.catalog, self.threads)
 
     def _delete(self, victims: list[FileInfo]) -> None:
-        """G5."""
+        """G5. What cannot be deleted is an error once all else is."""
+        failed: OSError | None = None
         for number, info in enumerate(victims):
             self.progress(f"deleting {number + 1} of {len(victims)} files")
-            with contextlib.suppress(NotFound):  # another collector was faster
+            try:
                 self.surveyor.backend.delete(info.name)
+            except NotFound:
+                pass  # another collector was faster
+            except OSError as error:
+                failed = failed or error
+        restore(self.surveyor.backend)
+        if failed is not None:
+            raise failed
 
     def _remember(self, survey: Survey) -> None:
         try:

@@ -24,11 +24,12 @@ from .roots import Roots
 from .survey import Survey, Surveyor
 
 
-class _Reading(Needs):
-    """What objects name, by reading every one; what cannot be read names nothing and stands in `failed`."""
+class Reading(Needs):
+    """What objects name, by reading every one once; what cannot be read names nothing and stands in `failed`."""
 
     def __init__(self, objects: Objects) -> None:
         super().__init__(objects, Path(os.devnull))
+        self.objects = objects
         self.failed: dict[Edge, Exception] = {}
 
     def of(self, edge: Edge) -> Needed:
@@ -123,20 +124,22 @@ def lost_of(picked: Picked) -> list[Edge]:
     return [(kind, ObjectId(name)) for kind, names in picked.lost.items() for name in names.view("V32").tolist()]
 
 
-def inspect(backend: Backend, catalog: Catalog, log: Log, roots: Roots, since: float) -> Inspection:
-    """Look at everything that refs lead to, and undo back to `since` (Unix seconds). Structured objects are read."""
-    found = _inspect_once(backend, catalog, log, roots, since)
+def inspect(backend: Backend, catalog: Catalog, log: Log, roots: Roots, since: float, reading: Reading) -> Inspection:
+    """Look at everything that refs lead to, and undo back to `since` (Unix seconds)."""
+    found = _inspect_once(backend, catalog, log, roots, since, reading)
     while found.survey.lost:
-        again = _inspect_once(backend, catalog, log, roots, since)  # a pack may have come between listing and root
+        again = _inspect_once(backend, catalog, log, roots, since, reading)  # a pack may have come since the listing
         if again.survey.root.seq == found.survey.root.seq:
             return again
         found = again
     return found
 
 
-def _inspect_once(backend: Backend, catalog: Catalog, log: Log, roots: Roots, since: float) -> Inspection:
-    objects = Objects(backend, catalog)
-    needs = _Reading(objects)
-    inspector = _Inspector(backend, catalog, log, roots, needs)
+def _inspect_once(
+    backend: Backend, catalog: Catalog, log: Log, roots: Roots, since: float, reading: Reading
+) -> Inspection:
+    reading.failed.clear()
+    inspector = _Inspector(backend, catalog, log, roots, reading)
     survey = inspector.survey(since)
-    return Inspection(survey, objects, inspector.tables, needs.failed, inspector.damaged, not inspector.unread)
+    failed = dict(reading.failed)
+    return Inspection(survey, reading.objects, inspector.tables, failed, inspector.damaged, not inspector.unread)

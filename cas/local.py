@@ -41,18 +41,19 @@ _NO_LINKS = {errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 def create_root(path: str | os.PathLike[str]) -> None:
-    """Make the directory and all above it, durably; nothing where it exists."""
+    """Make the directory and all above it, durably; those that exist too: their maker may have died before its fsync."""
     path = os.path.abspath(path)
-    if os.path.isdir(path):
-        return
     parent = os.path.dirname(path)
+    if parent == path:
+        return
     create_root(parent)
     try:
         os.mkdir(path)
-    except FileExistsError:
+    except OSError:
         if not os.path.isdir(path):
             raise
-    sync_directory(parent)
+    with contextlib.suppress(PermissionError):  # then it is somebody else's, and older
+        sync_directory(parent)
 
 
 class LocalBackend:
@@ -321,7 +322,8 @@ class _OpenFile:
 
     def __del__(self) -> None:
         if self.fd >= 0:
-            os.close(self.fd)
+            with contextlib.suppress(OSError):
+                os.close(self.fd)
 
 
 class _OpenFiles:
@@ -352,8 +354,9 @@ class _OpenFiles:
         """Close what other processes have deleted: an open descriptor holds the disk space."""
         with self._lock:
             for path, file in list(self._files.items()):
-                if os.fstat(file.fd).st_nlink == 0:
-                    del self._files[path]
+                with about(path):
+                    if os.fstat(file.fd).st_nlink == 0:
+                        del self._files[path]
 
     def clear(self) -> None:
         with self._lock:

@@ -8,6 +8,7 @@ from pathlib import Path
 from . import identity, reserve
 from .errors import Exists, Invalid, NotFound, Unsupported
 from .local import LocalBackend, create_root
+from .log import FOLDER as LOG
 from .log import Log, encode_record, first_record, name_of
 from .store import Store
 
@@ -27,7 +28,8 @@ def init(path: StorePath, block_size: int = DEFAULT_BLOCK_SIZE) -> Store:
     try:
         backend.create(name_of(1), encode_record(first_record()))
     except Exists:
-        Log(backend).read(1)  # left by an init that was cut off, or by one that races: it must verify
+        Log(backend).read(1)  # left by an init that was cut off, or by one that races: it must verify, and stay
+        backend.sync(LOG)
     backend.create(identity.NAME, identity.encode(made))
     reserve.restore(backend)
     return _open(folder)

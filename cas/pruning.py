@@ -79,9 +79,12 @@ class Pruner:
 
         With a `surveyor`, it is also found out what that frees, given that undo may go back to `since`.
         """
-        root = self.roots.current()
-        choice = self._choose(root, branch, policy)
-        freed = None if surveyor is None else self._freed(surveyor, root, choice, since)
+
+        def plan(root: Record) -> tuple[_Choice, int | None]:
+            choice = self._choose(root, branch, policy)
+            return choice, None if surveyor is None else self._freed(surveyor, root, choice, since)
+
+        choice, freed = self.roots.under(plan)
         if choice.dropped and not dry_run:
             choice = on_reserve(self.backend, partial(self._publish, branch, policy))
         return Pruned(branch, dry_run, *self._public(choice), freed)

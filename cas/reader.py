@@ -109,7 +109,7 @@ class Objects:
                 failure = error
         if failure is None:
             raise NotFound(f"{what} is in no pack; {self._catalog.why_missing()}")
-        wrong = NotFound if isinstance(failure, NotFound) else Corrupt
+        wrong = type(failure) if isinstance(failure, NotFound | Corrupt) else CasError
         raise wrong(f"{what} cannot be read: {failure}") from failure
 
     def verify(self, place: Location) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from . import lists
 from .backend import Backend
@@ -18,6 +18,7 @@ from .errors import CasError, Corrupt, NotFound
 from .lists import ListId, What
 from .log import Log, Record
 
+T = TypeVar("T")
 Absent = Mapping[ObjectId, frozenset[ObjectId]]
 """By commit, the objects that are left out on the way down from it."""
 
@@ -57,6 +58,16 @@ class Roots:
                 self._absent = (root.absent, held)
             return held
 
+    def under(self, work: Callable[[Record], T]) -> T:
+        """The result of `work` for the root; done again where it misses something that a newer root has given up."""
+        while True:
+            root = self.current()
+            try:
+                return work(root)
+            except NotFound:
+                if self._log.head().seq == root.seq:
+                    raise
+
     def update(
         self,
         change: Callable[[Record], Mapping[str, Any]],
@@ -68,13 +79,7 @@ class Roots:
         `attempt` sees each record before it is published: after `CommitUnknown` or an interrupt it may be in the log.
         """
         while True:
-            root = self.current()
-            try:
-                record = root.successor(why, **change(root))
-            except NotFound:
-                if self._log.head().seq != root.seq:  # perhaps of a list that is gone since: ask the new root
-                    continue
-                raise
+            record = self.under(lambda root: root.successor(why, **change(root)))
             attempt(record)
             if self.publish(record):
                 return record

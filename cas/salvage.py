@@ -87,28 +87,35 @@ def rows_in_damaged(backend: Backend, pack: PackId, wanted: Collection[Edge]) ->
 def _guesses(backend: Backend, pack: PackId) -> Iterator[Row]:
     """What the rows of a damaged table may be, each as it stands there and as its neighbours say."""
     try:
-        slots = _slots(backend, name_of(pack))
+        slots, table = _slots(backend, name_of(pack))
     except (CasError, OSError):
         return
-    padded = [None, *slots, None]
-    for before, row, after in zip(padded, slots, padded[2:], strict=False):
-        start = before.offset + before.stored if before is not None and _is_plausible(before) else row.offset
-        end = after.offset if after is not None and _is_plausible(after) else start + row.stored
-        between = row._replace(offset=start, stored=end - start)
-        as_raw = between._replace(codec=Codec.RAW, width=0, raw=between.stored)
-        yield from (guess for guess in dict.fromkeys((row, between, as_raw)) if _is_readable(guess))
+    for number, row in enumerate(slots):
+        before = slots[number - 1] if number else None
+        after = slots[number + 1] if number + 1 < len(slots) else None
+        end = after.offset if after is not None and _is_plausible(after) else table
+        start = end - row.stored
+        if before is not None and _is_plausible(before):
+            start = before.offset + before.stored
+        between = [row._replace(offset=at, stored=max(0, end - at)) for at in (start, row.offset)]
+        as_raw = [guess._replace(codec=Codec.RAW, width=0, raw=guess.stored) for guess in between]
+        yield from (guess for guess in dict.fromkeys([row, *between, *as_raw]) if _is_readable(guess))
 
 
-def _slots(backend: Backend, name: str) -> list[Row]:
-    """The records of the table, damaged ones among them, found from one that is plausible near the end."""
+def _slots(backend: Backend, name: str) -> tuple[list[Row], int]:
+    """The records of the table, damaged ones among them, found from one that is plausible near the end; and where the
+    first of them stands, which is where the last object ends."""
     tail, size = backend.tail(name, _TAIL)
-    end = next((e for e in range(len(tail), ROW.size, -1) if _is_plausible(_row(tail[e - ROW.size : e]))), None)
+    end = next((e for e in range(len(tail), ROW.size - 1, -1) if _is_plausible(_row(tail[e - ROW.size : e]))), None)
     if end is None:
         raise Corrupt(f"no row of a table is left in pack {name}")
-    at = size - len(tail) + end
     last = _row(tail[end - ROW.size : end])
     behind = [_row(tail[end : end + ROW.size])] if end + ROW.size <= len(tail) else []
-    return [*reversed(list(_backwards(backend, name, at - ROW.size, last))), last, *behind]
+    start = size - len(tail) + end - ROW.size
+    found = list(_backwards(backend, name, start, last))
+    if len(found) > 1 and not any(map(_is_plausible, found[-2:])):
+        found.pop()  # two such: one may be the first row, the other is none
+    return [*reversed(found), last, *behind], start - len(found) * ROW.size
 
 
 def _backwards(backend: Backend, name: str, at: int, first: Row) -> Iterator[Row]:

@@ -24,6 +24,15 @@ from .stats import CommitStats
 _log = logging.getLogger("cas")
 
 
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Errors of the medium as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise CasError(f"{what} was cut short: {error}; the store is whole, try again") from error
+
+
 class Upkeep(Opened):
     """The operations of `Store` that no training job calls."""
 
@@ -88,7 +97,8 @@ class Upkeep(Opened):
         with self._turn:
             self._ready(None)
             self._settle_pending()
-            before, made = self._branches.restore(seq)
+            with _told("the undo"):
+                before, made = self._branches.restore(seq)
             return audit.entry(made, before, made.floor)
 
     def roots(self) -> Iterator[audit.Entry]:
@@ -105,15 +115,17 @@ class Upkeep(Opened):
         """
         self._ready(None)
         policy = policy_of(**rules)
-        return self._pruner().prune(branch, policy, dry_run, self._surveyor(), gc.undo_from(gc.EXPIRE))
+        with _told("the prune"):
+            return self._pruner().prune(branch, policy, dry_run, self._surveyor(), gc.undo_from(gc.EXPIRE))
 
     def set_policy(self, branch: str = "main", **rules: Unpack[Rules]) -> None:
         """Have every commit on a branch prune it by these rules from now on; without rules no more."""
         self._ready(None)
         check_name(branch, "branch")
         policy = policy_of(**rules) if rules else None
-        said = "no policy" if policy is None else describe(policy)
-        self._roots.update(lambda root: {"config": with_policy(root, branch, policy)}, f"policy of {branch}: {said}")
+        why = f"policy of {branch}: {'none' if policy is None else describe(policy)}"
+        with _told("setting the policy"):
+            self._roots.update(lambda root: {"config": with_policy(root, branch, policy)}, why)
 
     def policies(self) -> dict[str, str]:
         """By branch, what commits keep when they prune it by themselves."""
@@ -136,7 +148,8 @@ class Upkeep(Opened):
         """
         self._ready(None)
         times = gc.check_seconds("grace", grace), gc.check_seconds("expire", expire)
-        return gc.Collector(self._surveyor(), self._settings.threads, *times, progress).collect(dry_run)
+        with _told("the collection"):
+            return gc.Collector(self._surveyor(), self._settings.threads, *times, progress).collect(dry_run)
 
     def _pruner(self) -> Pruner:
         return Pruner(self._backend, self._catalog, self._roots, self._revisions())
