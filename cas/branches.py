@@ -16,7 +16,7 @@ from typing import Any
 
 from .backend import Backend
 from .block import ObjectId, short
-from .errors import Exists, NotFound, RefConflict
+from .errors import Exists, Invalid, NotFound, RefConflict
 from .log import Log, Record
 from .refs import Ref, RefKind, Refs, check_free, check_name
 from .reserve import on_reserve
@@ -202,6 +202,8 @@ class Branches:
         return replaced[-1], made
 
     def _undoable(self, seq: int, root: Record) -> Record:
+        if type(seq) is not int:
+            raise Invalid(f"the number of a record is a whole number, not {seq!r:.60}; `cas log --root` lists them")
         if not root.floor <= seq <= root.seq:
             raise NotFound(
                 f"undo can go to the records {root.floor} to {root.seq}, not to {seq}; `cas log --root` lists them"

@@ -11,6 +11,9 @@ from .lists import What
 from .log import Record
 from .roots import Roots
 
+_MOST = 1 << 20
+"""Files that are given up at a time: what is left is found again."""
+
 
 def condemn(backend: Backend, roots: Roots, root: Record, floor: int, names: Set[bytes], why: str) -> bool:
     """Publish these packs and lists as condemned in place of the very root that was surveyed; False if another came.
@@ -19,7 +22,7 @@ def condemn(backend: Backend, roots: Roots, root: Record, floor: int, names: Set
     """
     held = [name for _, name in root.condemned]
     try:
-        kept = lists.extend(backend, held, What.CONDEMNED, names)
+        kept = lists.extend(backend, held, What.CONDEMNED, sorted(names)[:_MOST])
     except NotFound:
         if roots.current().seq != root.seq:  # a list that a newer root replaced, and a collection deleted since
             return False

@@ -28,7 +28,7 @@ from .commits import human_bytes
 from .errors import Invalid, NotFound
 from .fence import condemn
 from .moving import move
-from .pack import Location
+from .pack import TARGET_SIZE, Location
 from .reserve import is_full, on_reserve, restore
 from .survey import Pack, Survey, Surveyor, named
 
@@ -55,7 +55,7 @@ class Plan:
             if held.live and not held.is_mostly_dead:
                 continue
             if held.info.modified >= young_from:
-                plan.young.extend([] if held.live else [held])
+                plan.young.append(held)
             else:
                 (plan.sparse if held.live else plan.dead).append(held)
         plan.lists.extend(info for info in survey.lists if info.modified < young_from)
@@ -72,9 +72,10 @@ class Plan:
 class Collected:
     """What a collection did, or with `dry_run` would do. All sizes in bytes.
 
-    `packs` are those that stay. `deleted` files had `freed` bytes; `rewritten` packs were mostly dead, and their
-    `moved` bytes of live objects went into new packs. `young` packs were left, as they may belong to a running writer;
-    `undo` is held for undo alone. `rescued` objects were live in condemned packs, which no correct writer leads to.
+    `packs` are those that stay. `deleted` files had `freed` bytes; `rewritten` packs were mostly dead, and their `moved`
+    bytes of live objects went into new packs. `young` packs, with `young_size` bytes that nothing needs, were left, as
+    they may belong to a running writer; `undo` is held for undo alone. `rescued` objects were live in condemned packs,
+    which no correct writer leads to.
     """
 
     dry_run: bool
@@ -235,16 +236,18 @@ class Collector:
     def _collected(self, plan: Plan, survey: Survey, victims: list[FileInfo], dry_run: bool) -> Collected:
         gone = {info.name for info in victims}
         kept = [held.info for held in survey.packs if held.info.name not in gone]
+        moved = sum(held.live for held in plan.sparse)
+        coming = moved if dry_run else 0  # what would be copied out is in no pack of its own yet
         return Collected(
             dry_run=dry_run,
-            packs=len(kept),
-            size=sum(info.size for info in kept),
+            packs=len(kept) + -(-coming // TARGET_SIZE),
+            size=sum(info.size for info in kept) + coming,
             deleted=len(victims),
             freed=sum(info.size for info in victims),
             rewritten=len(plan.sparse),
-            moved=sum(held.live for held in plan.sparse),
+            moved=moved,
             young=len(plan.young),
-            young_size=sum(held.info.size for held in plan.young),
+            young_size=sum(held.stored - held.live for held in plan.young),
             undo=plan.survey.held_by_undo,
             rescued=self.rescued,
         )

@@ -11,7 +11,7 @@ lists: small ones are merged into the new one, so that their number grows with t
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from itertools import pairwise
 from typing import NewType
@@ -30,7 +30,7 @@ ListId = NewType("ListId", bytes)
 FOLDER = "lists"
 VERSION = 1
 MAX_BYTES = 16 << 20
-"""Lists are not merged into larger ones."""
+"""No list is larger; smaller ones are not merged into such."""
 _DIGEST = 32
 
 
@@ -62,7 +62,7 @@ def pair(commit: ObjectId, name: ObjectId) -> bytes:
     return commit + name
 
 
-def encode_list(what: What, items: Set[bytes]) -> bytes:
+def encode_list(what: What, items: Iterable[bytes]) -> bytes:
     body = pack([VERSION, what, b"".join(sorted(items))])
     data = envelope.header(envelope.FileKind.LIST) + body
     return data + blake3(data).digest()
@@ -89,14 +89,20 @@ def read(backend: Backend, name: ListId, what: What) -> list[bytes]:
 
 
 def extend(backend: Backend, lists: Sequence[ListId], what: What, items: Iterable[bytes]) -> tuple[ListId, ...]:
-    """The lists of a root that holds `items` too: a new one, durable, in place of the small ones at the end."""
-    held, kept = set(items), list(lists)
+    """The lists of a root that holds `items` too: a new one, durable, in place of the small ones at the end.
+
+    More than fit into one list of `MAX_BYTES` go into several.
+    """
+    held, kept, most = set(items), list(lists), MAX_BYTES // _ITEM_SIZE[what]
     while kept:
         last = read(backend, kept[-1], what)
-        if len(last) > 2 * len(held) or (len(last) + len(held)) * _ITEM_SIZE[what] > MAX_BYTES:
+        if len(last) > 2 * len(held) or len(last) + len(held) > most:
             break
         held.update(last)
         kept.pop()
-    made = ListId(secrets.token_bytes(16))
-    backend.create(name_of(made), encode_list(what, held))
-    return (*kept, made)
+    ordered = sorted(held)
+    for at in range(0, len(ordered), most):
+        made = ListId(secrets.token_bytes(16))
+        backend.create(name_of(made), encode_list(what, ordered[at : at + most]))
+        kept.append(made)
+    return tuple(kept)

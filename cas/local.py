@@ -41,7 +41,7 @@ _NO_LINKS = {errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 def create_root(path: str | os.PathLike[str]) -> None:
-    """Make the directory and all above it, durably; those that exist too: their maker may have died before its fsync."""
+    """Make the directory and all above it, durably; also those that exist: their maker may have died before fsync."""
     path = os.path.abspath(path)
     parent = os.path.dirname(path)
     if parent == path:

@@ -28,7 +28,7 @@ from blake3 import blake3
 from . import envelope
 from .backend import Backend, Unsettled
 from .block import ObjectId
-from .errors import CasError, CommitUnknown, Corrupt, Exists, NotFound, Unsupported
+from .errors import CasError, CommitUnknown, Corrupt, Exists, Invalid, NotFound, Unsupported
 from .lists import ListId
 from .nodes import Node, check_node, expect, is_id, pack, unpack
 from .refs import Ref, RefKind, Refs, is_name
@@ -36,7 +36,11 @@ from .refs import Ref, RefKind, Refs, is_name
 FOLDER = "log"
 HINT = "root"
 VERSION = 1
+MAX_RECORD = 16 << 20
+"""Writers make no larger one; readers take four times as much."""
 _DIGEST = 32
+_WHY = 1000
+"""Characters."""
 _FEATURES = pack([VERSION, [], []])
 """Version, read and write features: all that this release knows."""
 _logger = logging.getLogger("cas")
@@ -77,7 +81,7 @@ class Record:
 
 
 def new_update(why: str) -> Update:
-    return Update(secrets.token_bytes(16), user(), socket.gethostname(), max(0, time.time_ns() // 1000), why)
+    return Update(secrets.token_bytes(16), user(), socket.gethostname(), max(0, time.time_ns() // 1000), why[:_WHY])
 
 
 def user() -> str:
@@ -203,6 +207,10 @@ class Log:
         `CommitUnknown` when the medium failed after the record had its name: see `settle`.
         """
         data = encode_record(record)
+        if len(data) > MAX_RECORD:
+            raise Invalid(
+                f"the record would take {len(data)} bytes, more than {MAX_RECORD}; use fewer or shorter names"
+            )
         decode_record(data, record.seq)  # a root that no reader would accept must never come into being
         self.confirm(record.seq - 1)  # else a power cut may keep this one and take the one before
         try:

@@ -6,7 +6,7 @@ branch; then every commit on that branch applies it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,15 +18,15 @@ from .backend import Backend
 from .block import ObjectId
 from .catalog import Catalog
 from .commits import Commit, commit_of
-from .errors import NotFound
+from .errors import Invalid, NotFound
 from .lists import What
 from .log import Record
 from .nodes import Node, Tag, expect
 from .objects import Commit as CommitObject
-from .refs import RefKind
+from .refs import RefKind, check_name
 from .reserve import on_reserve
 from .retention import Policy, decode_policy, describe, encode_policy, kept
-from .revisions import Revisions
+from .revisions import Revisions, metric_of
 from .roots import Roots
 from .stats import stored_bytes
 from .survey import Surveyor
@@ -102,9 +102,11 @@ class Pruner:
     def _choose(self, root: Record, branch: str, policy: Policy) -> _Choice:
         tip = root.refs.get((RefKind.BRANCH, branch))
         if tip is None:
+            check_name(branch, "branch")
             raise NotFound(f"there is no branch {branch} to prune; `cas branch` lists them")
         absent = self.roots.absent(root)
         history = {name: commit for name, commit in self.revisions.history(tip) if name not in absent}
+        _check_metrics(branch, policy, history.values())
         tags: dict[ObjectId, list[str]] = {}
         for (kind, name), commit in root.refs.items():
             if kind is RefKind.TAG:
@@ -132,6 +134,15 @@ class Pruner:
         read = self.revisions.commit
         keeping = tuple((commit_of(name, read(name)), why) for name, why in choice.kept.items())
         return keeping, tuple(commit_of(name, commit) for name, commit in choice.dropped.items())
+
+
+def _check_metrics(branch: str, policy: Policy, history: Collection[CommitObject]) -> None:
+    """A misspelt metric keeps nothing, and what is dropped does not come back."""
+    for best in policy.best:
+        if all(metric_of(commit, best.metric) is None for commit in history):
+            raise Invalid(
+                f"no commit of branch {branch} has a metric called {best.metric!r:.100}; `cas log` shows them"
+            )
 
 
 def policy_of_branch(root: Record, branch: str) -> Policy | None:

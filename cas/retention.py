@@ -17,10 +17,12 @@ from typing import Any, Literal, TypedDict, cast
 
 from .block import ObjectId
 from .errors import Corrupt, Invalid
-from .nodes import MAX_BYTES, Node, Tag, check_node, expect
+from .nodes import MAX_BYTES, Node, Tag, check_node, expect, pack
 from .objects import Commit
 from .revisions import metric_of
 
+MAX_POLICY = 64 << 10
+"""Bytes."""
 _DAY = 86_400_000_000
 _MONDAY = 3
 """Days from a Monday to the first day of Unix time, a Thursday: ISO weeks start on Mondays."""
@@ -100,6 +102,9 @@ def policy_of(
         raise Invalid(f"keep_best names a metric twice in {', '.join(map(str, policy.best))}; give each one count")
     if not policy.best and {policy.last, policy.every, policy.daily, policy.weekly} == {None}:
         raise Invalid("the policy keeps nothing; give keep_last, keep_best, keep_every, keep_daily or keep_weekly")
+    size = len(pack(encode_policy(policy)))
+    if size > MAX_POLICY:
+        raise Invalid(f"the rules take {size} bytes, and every record would name them; keep them below {MAX_POLICY}")
     return policy
 
 

@@ -37,7 +37,7 @@ class Changes:
 
 
 def changes(store: cas.Store, history: Sequence[cas.Commit], limit: int) -> Changes:
-    """What each of two or more commits, oldest first, changed; at most `limit` rows."""
+    """What each of two or more commits, oldest first, changed; at most `limit` rows. States must be there."""
     numbers: dict[Path, int] = {}
     columns = []
     before = _tensors(store, history[0])

@@ -34,7 +34,8 @@ from .output import age, clean, lines, number, paint, plural, say, say_json, tab
 def show(store: cas.Store, rev: str | None, patterns: tuple[str, ...], as_json: bool) -> None:
     """A commit, and every leaf of its state: path, dtype, shape, bytes. `cas ls` lists one level.
 
-    A PATTERN is a path prefix or a glob: * stands for anything in one level, ** for any levels.
+    A PATTERN is a path prefix or a glob: * stands for anything in one level, ** for any levels. Of a pruned commit
+    there are no leaves.
 
     JSON: first the commit, with the keys of `cas log --json` and kind: commit. Then a line for each leaf: kind:
     tensor, path, dtype, shape, bytes; or kind: value, path, type, bytes, value (null where it is long; hex digits of an
@@ -42,7 +43,9 @@ def show(store: cas.Store, rev: str | None, patterns: tuple[str, ...], as_json: 
     """
     commit = store.resolve(rev)
     wanted = Patterns(patterns) if patterns else None
-    leaves = (leaf for leaf in store.leaves(commit.id) if wanted is None or wanted.match(leaf.path))
+    bare = commit.pruned and wanted is None  # a leaf that is asked for is missed; the commit itself is there
+    held = () if bare else store.leaves(commit.id)
+    leaves = (leaf for leaf in held if wanted is None or wanted.match(leaf.path))
     first = next(leaves, None)
     if first is None and patterns:
         raise NotFound(f"commit {commit.id[:8]} has nothing at {' or '.join(patterns)}; see `cas show` without it")
@@ -54,7 +57,8 @@ def show(store: cas.Store, rev: str | None, patterns: tuple[str, ...], as_json: 
             say_json(_leaf_record(leaf))
     else:
         _say_commit(commit, names)
-        _say_leaves(found)
+        if not bare:
+            _say_leaves(found)
 
 
 def _chain(first: Leaf | None, rest: Iterator[Leaf]) -> Iterator[Leaf]:
@@ -78,6 +82,7 @@ def _say_commit(commit: cas.Commit, names: Names) -> None:
         ("files", ", ".join(commit.files)),
         ("origin", "" if commit.origin is None else f"{human_bytes(commit.origin)} in files that were imported"),
         ("size", size),
+        ("state", "pruned; `cas log --root` says when" if commit.pruned else ""),
     ]
     say(f"{paint('commit', 'dim')}   {paint(commit.id, 'yellow')}")
     for label, said in rows:

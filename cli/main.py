@@ -41,9 +41,13 @@ COMMANDS = {
     "checkout": "export",
     "branch": "refs",
     "tag": "refs",
+    "reset": "rewinding",
+    "undo": "rewinding",
     "plot": "plot",
     "stats": "upkeep",
-    "fsck": "upkeep",
+    "prune": "freeing",
+    "gc": "freeing",
+    "fsck": "fsck",
     "completion": "completion",
 }
 """Each command and the module that it is in, which is imported for that command alone."""

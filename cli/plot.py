@@ -169,9 +169,10 @@ def _changes(store: cas.Store, wish: _Wish) -> _Drawing:
     if len(wish.revs) > 1:
         raise click.UsageError("changes are drawn of one history; name one revision", click.get_current_context())
     rev = wish.revs[0] if wish.revs else None
-    history = list(islice(store.log(rev), (wish.count or _COLUMNS) + 1))[::-1]
-    if len(history) == 1:
-        raise NotFound(f"commit {history[0].id[:8]} has no commit before it to compare with; commit again first")
+    held = (commit for commit in store.log(rev) if not commit.pruned)
+    history = list(islice(held, (wish.count or _COLUMNS) + 1))[::-1]
+    if len(history) < 2:
+        raise NotFound("changes are drawn between commits, and only one or none has its state; commit again first")
     found = changes(store, history, _ROWS)
     if not found.rows:
         raise NotFound(f"the commits up to {history[-1].id[:8]} hold no tensors; see `cas show`")

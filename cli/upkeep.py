@@ -1,9 +1,8 @@
-"""`cas init`, `cas fsck`, `cas stats`."""
+"""`cas init`, `cas stats`."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,12 +16,11 @@ from cas.stats import CommitStats, PartStats
 
 from . import places
 from .completion import complete_revision
-from .options import example, json_option, said, store_option, with_store
-from .output import clean, listed, paint, plural, say, say_json, table
+from .options import example, json_option, said, store_option
+from .output import clean, plural, say, say_json, table
 
 _SIZE = re.compile(r"(\d{1,12})\s*(|k|m)i?b?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
-_COLOURS = {"error": "red", "warning": "yellow", "info": "dim"}
 
 
 @click.command(short_help="Make a store.", epilog=example("cas init", "cas init /data/runs.cas --block-size 1MiB"))
@@ -42,38 +40,6 @@ def _bytes(text: str) -> int:
     if match is None:
         raise Invalid(f"a block size is a number of bytes such as 4194304 or 4MiB, not {text!r}")
     return int(match.group(1)) * _UNITS[match.group(2).lower()]
-
-
-@click.command(short_help="Check the store.", epilog=example("cas fsck", "cas fsck --data --json"))
-@click.option("--data", is_flag=True, help="Read and verify every stored byte as well.")
-@json_option
-@with_store
-def fsck(store: cas.Store, data: bool, as_json: bool) -> int:
-    """Check the store: log, packs, refs, and all that commits name. Changes nothing.
-
-    Ends with 1 if there is an error or a warning. JSON: name, severity (error, warning or info), message, commits,
-    paths; no line where all is well.
-    """
-    findings = store.fsck(data=data)
-    for finding in findings:
-        if as_json:
-            say_json(asdict(finding))
-        else:
-            _say_finding(finding)
-    counts = Counter(finding.severity for finding in findings)
-    if not as_json:
-        checked = "all is well" if data else "all is well; --data also reads every stored byte"
-        found = [plural(counts[kind], kind) for kind in ("error", "warning") if counts[kind]]
-        say(", ".join(found) if found else checked)
-    return 1 if counts["error"] or counts["warning"] else 0
-
-
-def _say_finding(finding: cas.Finding) -> None:
-    say(f"{paint(finding.severity, _COLOURS[finding.severity])} {clean(finding.name)}: {clean(finding.message)}")
-    if finding.paths:
-        say(f"    paths    {clean(listed(finding.paths))}")
-    if finding.commits:
-        say(f"    commits  {clean(listed([name[:8] for name in finding.commits]))}")
 
 
 @click.command(

@@ -214,7 +214,7 @@ def test_log_lines_hold_what_people_ask_for(place: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "keys"),
     [
-        ("log", "id parents time author message step metrics meta files origin raw new stored branches tags"),
+        ("log", "id parents time author message step metrics meta files origin raw new stored pruned branches tags"),
         ("stats", "path disk files history packs commits blocks raw stored branches tags codecs"),
         ("branch", "name id step time message"),
         ("tag", "name id step time message"),

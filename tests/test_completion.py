@@ -37,6 +37,8 @@ def test_commands_options_and_revisions_are_offered(shell: str, place: Path) -> 
     assert "--graph" in offered(place, shell, "cas", "log", "--")
     assert offered(place, shell, "cas", "log", "b") == ["best"]
     assert offered(place, shell, "cas", "cat", "m") == ["main"]
+    for command in ("prune", "reset"):
+        assert offered(place, shell, "cas", command, "m") == ["main"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

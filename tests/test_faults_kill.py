@@ -1,4 +1,4 @@
-"""SIGKILL: at every system call of a commit, and a few hundred times at random moments of a loop of commits.
+"""SIGKILL a few hundred times at random moments of a loop of commits; `test_faults_points` has it at each system call.
 
 Afterwards the branch is old or new, what was acknowledged is there, everything loads bit for bit, fsck finds nothing,
 and the next commit works without anybody repairing anything.
@@ -16,12 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import children, strace
+from faults import children
 from faults.stores import check_whole, commit, errors, make, numbers, quick_folder, same, state
 
 import cas
-
-PARTS = 4
 
 
 @pytest.fixture(scope="module")
@@ -31,85 +29,6 @@ def template() -> Iterator[Path]:
         make(folder / "store", commits=2)
         check_whole(folder / "store")
         yield folder / "store"
-
-
-def session(path: Path, acknowledge: int) -> None:
-    """What a training job does: open, resume, commit, close."""
-    with cas.open(path) as store:
-        store.load("main")
-        commit(store, 2)
-        os.write(acknowledge, b"2")
-        store.tag("done")
-
-
-def go_on(path: Path) -> list[int]:
-    """The next job: it resumes, commits, and finds everything whole; the steps that it found."""
-    with cas.open(path) as store:
-        found = numbers(store)
-        assert same(store.load("main"), state(found[-1]))
-        assert errors(store.fsck(data=True)) == []
-        commit(store, 10)
-    steps = check_whole(path)
-    assert steps == [*found, 10]
-    with cas.open(path) as store:
-        store.tag("later")
-    return found
-
-
-@strace.needs_strace
-@pytest.mark.parametrize("part", range(PARTS))
-def test_a_kill_at_any_system_call_of_a_commit_loses_nothing(template: Path, part: int) -> None:
-    with quick_folder() as folder:
-        points = strace.calls(killed(folder, template, "")[1])
-        kinds = {point.name for point in points}
-        assert {"openat", "write", "fsync", "link", "unlink", "mkdir", "rename", "flock", "pwrite64"} <= kinds
-        mine = points[part::PARTS]
-        reached = sum(killed(folder, template, f"{p.name}:signal=KILL:when={p.nth}")[0] for p in mine)
-        assert reached >= 0.9 * len(mine), f"only {reached} of {len(mine)} points were reached"
-        assert len(points) > 150
-
-
-def killed(folder: Path, template: Path, inject: str) -> tuple[bool, str]:
-    """One session on a copy of the store and what must hold after; whether it was killed, and the trace."""
-    path = folder / "store"
-    shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(template, path)
-    acks, acknowledge = os.pipe()
-    _, status, text = strace.traced(folder, session, path, acknowledge, inject=inject)
-    os.close(acknowledge)
-    acknowledged = os.read(acks, 10) == b"2"
-    os.close(acks)
-    try:
-        found = children.run(go_on, path)
-    except AssertionError as error:
-        raise AssertionError(f"after {inject}: {error}\n{text[-2000:]}") from error
-    assert found in ([0, 1], [0, 1, 2]), f"after {inject}"
-    assert found == [0, 1, 2] or not acknowledged, f"an acknowledged commit was lost after {inject}"
-    return os.WIFSIGNALED(status), text
-
-
-@strace.needs_strace
-def test_a_kill_at_any_system_call_of_making_a_store_leaves_one_that_can_be_made(template: Path) -> None:
-    with quick_folder() as folder:
-        _, _, text = strace.traced(folder, make_one, folder / "first")
-        points = [p for p in strace.calls(text) if p.name not in ("mmap", "munmap", "brk", "futex", "madvise")]
-        assert len(points) > 40
-        for number, point in enumerate(points):
-            path = folder / f"store{number}"
-            strace.traced(folder, make_one, path, inject=f"{point.name}:signal=KILL:when={point.nth}")
-            assert children.run(make_one, path) is not None, point
-            shutil.rmtree(path)
-
-
-def make_one(path: Path) -> str:
-    with cas.open(path, create=True) as store:
-        store.load("main", default=None)
-        made = commit(store, len(list(store.log("main"))) if store.refs()["branches"] else 0)
-        assert errors(store.fsck(data=True)) == []
-        return made
-
-
-# -- at random ------------------------------------------------------------------------------------------------------
 
 
 def loop(path: Path, branch: str, acknowledge: int) -> None:

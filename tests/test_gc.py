@@ -587,6 +587,58 @@ def test_two_collectors_at_once_both_succeed(path: Path) -> None:
         assert whole(store)
 
 
+def test_a_collection_that_another_overtakes_in_the_middle_of_its_copy_begins_again(path: Path) -> None:
+    """The mostly dead pack that it reads is copied, condemned and deleted by the other."""
+    with cas.open(path) as store, cas.open(path) as other:
+        store.commit({**noise(1, 64), "part": noise(2, 4)["noise"]}, branch="gone")
+        store.commit(noise(2, 4), branch="stays")
+        store.delete_branch("gone")
+        done: list[Collected] = []
+
+        def overtake(text: str) -> None:
+            if text.startswith("copying") and not done:
+                done.append(collect(other))
+
+        collect(store, progress=overtake)
+        assert done[0].rewritten == 1
+        assert same(store.load("stays"), noise(2, 4))
+        assert whole(store)
+        for _ in range(3):
+            collect(store)
+        assert len(packs(path)) == 2
+
+
+@pytest.mark.parametrize("late", ["when it plans", "when it looks again"])
+def test_what_another_collection_of_this_store_gives_up_meanwhile_is_not_taken_for_lost(
+    store: cas.Store, path: Path, caplog: pytest.LogCaptureFixture, late: str
+) -> None:
+    """One thread holds a root of which undo leads to more than the newest root does; the other condemns that."""
+    commit(store, 0)
+    drop(store, 1)
+    store.gc(grace=0, expire=0)  # the floor: the two that follow are within undo's reach
+    drop(store, 2)
+    commit(store, 1)
+    (path / "lists" / ("ab" * 16)).write_bytes(b"no list")  # something to give up
+    for name in (*packs(path), "lists/" + "ab" * 16):
+        os.utime(path / name, (time.time() - 100,) * 2)
+    current, ready, done = store._roots.current, [late == "when it plans"], []
+
+    def overtaken() -> Any:
+        root = current()
+        if ready[0] and not done:
+            done.append(None)
+            done[0] = collect(store)
+        return root
+
+    store._roots.current = overtaken  # type: ignore[method-assign]
+    made = store.gc(grace=0.01, progress=lambda text: ready.__setitem__(0, ready[0] or text.startswith("waiting")))
+    assert done[0].freed > 8 * 4096
+    assert made.rescued == 0
+    assert caplog.text == ""
+    assert same(store.load("main"), state(1))
+    assert whole(store)
+
+
 # -- damage ---------------------------------------------------------------------------------------------------------
 
 
@@ -605,7 +657,7 @@ def test_a_live_pack_that_is_missing_stops_the_collection_with_nothing_deleted(f
         drop(store, 1)
         (path / live).rename(folder / "aside")
         before = packs(path)
-        with pytest.raises((Corrupt, NotFound), match="fsck|restore"):
+        with pytest.raises((Corrupt, NotFound), match=r"fsck|restore"):
             collect(store)
         assert packs(path) == before
         (path / live).parent.mkdir(exist_ok=True)

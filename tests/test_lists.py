@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 import cas
 from cas import envelope, lists
-from cas.errors import CasError, Corrupt, NotFound
+from cas.errors import CasError, Corrupt, Invalid, NotFound
 from cas.lists import ListId, What, decode_list, encode_list
 from cas.local import LocalBackend
 from cas.nodes import pack as msgpack
@@ -235,8 +236,21 @@ def test_extending_keeps_every_item_in_few_lists(path: Path, parts: list[set[int
         names = lists.extend(backend, names, What.CONDEMNED, items)
         read = [lists.read(backend, name, What.CONDEMNED) for name in names]
         assert {item for each in read for item in each} == held
-        assert all(len(one) > 2 * len(other) for one, other in zip(read, read[1:], strict=False))
+        assert all(len(one) > 2 * len(other) for one, other in pairwise(read))
         assert len(names) <= 1 + math.log2(max(len(read[0]), 1))
+
+
+def test_a_list_grows_no_larger_than_readers_take(path: Path) -> None:
+    """Hundreds of thousands of states were pruned, and then as many again."""
+    backend = LocalBackend(path)
+    pairs = [number.to_bytes(64, "big") for number in range(600_000)]
+    with pytest.raises(Invalid, match="too many for one list"):
+        lists.extend(backend, (), What.ABSENT, pairs)
+    names: tuple[ListId, ...] = ()
+    for start in range(0, len(pairs), 200_000):
+        names = lists.extend(backend, names, What.ABSENT, pairs[start : start + 200_000])
+    read = [lists.read(backend, name, What.ABSENT) for name in names]
+    assert sorted(item for each in read for item in each) == pairs
 
 
 @given(items=st.sets(st.binary(min_size=16, max_size=16)))

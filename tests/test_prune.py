@@ -57,7 +57,7 @@ def held(store: cas.Store, branch: str = "main") -> list[int]:
         try:
             value = store.load(commit.id)
         except NotFound as error:
-            assert "was pruned" in str(error)  # noqa: PT017
+            assert "was pruned" in str(error)
             continue
         assert same(value, noise(value["seed"]))
         found.append(value["seed"])
@@ -81,7 +81,7 @@ def test_states_go_and_commits_stay(store: cas.Store) -> None:
     assert 4 * 8 * 4096 < done.freed < 4 * 9 * 4096
     assert held(store) == [4, 5]
     freed = collect(store)
-    assert 4 * 8 * 4096 < freed
+    assert freed > 4 * 8 * 4096
     assert held(store) == [4, 5]
     assert numbers(store) == [0, 10, 20, 30, 40, 50]
     assert [commit.metrics["loss"] for commit in store.log("main")] == [1.5, 0.5, 1.5, 2.5, 3.5, 4.5]
@@ -367,7 +367,9 @@ def test_policies_of_many_branches_stand_side_by_side(store: cas.Store) -> None:
     assert store.policies() == {"a/b": "keep last 3, tags *"}
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a/../b", "x~1", "-", "a\nb", "a\x1b[31m", "é\ud800", "HEAD^", 7, None, b"main"])
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a/../b", "x~1", "-", "a\nb", "a\x1b[31m", "é\ud800", "HEAD^", 7, None, b"main"]
+)
 def test_a_policy_is_for_a_name_that_a_branch_can_have(store: cas.Store, name: Any) -> None:
     with pytest.raises(Invalid):
         store.set_policy(name, keep_last=1)
@@ -379,6 +381,16 @@ def test_a_wrong_policy_is_refused_when_it_is_set(store: cas.Store) -> None:
         with pytest.raises((Invalid, TypeError)):
             store.set_policy("main", **rules)  # type: ignore[arg-type]
     assert len(list(store.roots())) == 1
+
+
+@pytest.mark.parametrize("tags", [["x" * 10**6] * 80, ["x" * (70 << 20)]], ids=len)
+def test_a_policy_too_large_for_the_log_is_refused(store: cas.Store, path: Path, tags: list[str]) -> None:
+    """A record that no reader takes would be the end of the store."""
+    fill(store, 1)
+    with pytest.raises(Invalid):
+        store.set_policy("main", keep_last=1, keep_tags=tags)
+    with cas.open(path) as again:
+        assert held(again) == [0]
 
 
 def test_a_prune_that_fails_does_not_fail_the_commit(
@@ -402,7 +414,11 @@ def test_a_prune_that_fails_does_not_fail_the_commit(
 def test_a_policy_of_an_enemy_does_not_fail_the_commit(store: cas.Store, caplog: pytest.LogCaptureFixture) -> None:
     fill(store, 1)
     nodes: list[Any] = [7, [1, []], [1, [["main", 7]]], [1, [["main", [1, [["keep_last", 0]]]]]], [2, ["main"]]]
-    nodes += [[1, [["main", [1, [["keep_last", 1], ["keep_tags", [2, [5]]]]]]]], [1, [[5, [1, []]]]], [1, [["main", None]]]]
+    nodes += [
+        [1, [["main", [1, [["keep_last", 1], ["keep_tags", [2, [5]]]]]]]],
+        [1, [[5, [1, []]]]],
+        [1, [["main", None]]],
+    ]
     for at, node in enumerate(nodes):
 
         def change(root: Record, node: Any = node) -> dict[str, Any]:
@@ -414,7 +430,7 @@ def test_a_policy_of_an_enemy_does_not_fail_the_commit(store: cas.Store, caplog:
         try:
             store.policies()
         except cas.CasError as error:
-            assert "polic" in str(error)  # noqa: PT017
+            assert "polic" in str(error)
     assert held(store) == list(range(len(nodes) + 1))
 
 
@@ -455,7 +471,7 @@ def test_prunes_that_race_with_commits_keep_every_tip(path: Path) -> None:
                     try:
                         store.prune(keep_last=3)
                     except NotFound as error:
-                        assert "no branch main" in str(error)  # noqa: PT017
+                        assert "no branch main" in str(error)
                     store.gc(grace=0, expire=0)
         except BaseException as error:
             failures.append(error)

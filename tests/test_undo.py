@@ -19,7 +19,7 @@ from faults.stores import commit, errors, numbers, quick_folder, same, state
 
 import cas
 from cas import log
-from cas.errors import NotFound, RefConflict
+from cas.errors import Invalid, NotFound, RefConflict
 
 DAY = 86_400.0
 
@@ -236,6 +236,15 @@ def test_undo_to_a_record_by_its_number(store: cas.Store, path: Path) -> None:
             store.undo(seq)
 
 
+@pytest.mark.parametrize("seq", [True, "3", 3.0, 2.5, float("nan"), b"3", [3]], ids=repr)
+def test_a_record_number_that_is_none_is_refused(store: cas.Store, path: Path, seq: Any) -> None:
+    for number in range(3):
+        commit(store, number)
+    with pytest.raises(Invalid):
+        store.undo(seq)
+    assert newest(path) == 4
+
+
 def test_after_an_undo_the_next_commit_must_load_first(store: cas.Store) -> None:
     """As when another writer had moved the branch: what was in memory is not what the branch holds."""
     commit(store, 0)
@@ -381,7 +390,9 @@ def test_a_history_of_which_an_ancestor_was_collected_is_not_brought_back(path: 
             store.commit(noise(number), branch="lost", step=number)
         tip = store.resolve("lost").id
         store.delete_branch("lost")
-        packs = sorted((file for file in (path / "packs").rglob("*") if file.is_file()), key=lambda f: f.stat().st_mtime)
+        packs = sorted(
+            (file for file in (path / "packs").rglob("*") if file.is_file()), key=lambda f: f.stat().st_mtime
+        )
         packs[0].unlink()
         store._catalog.refresh()
         with pytest.raises(NotFound, match="was collected, in part at least"):
