@@ -1,4 +1,4 @@
-"""What collecting garbage costs: a store half of which goes, against copying; one of many blocks of which nothing goes."""
+"""What gc costs: in a store half of which goes, against copying; in one of many blocks of which nothing goes."""
 
 from __future__ import annotations
 

@@ -72,10 +72,10 @@ class Plan:
 class Collected:
     """What a collection did, or with `dry_run` would do. All sizes in bytes.
 
-    `packs` are those that stay. `deleted` files had `freed` bytes; `rewritten` packs were mostly dead, and their `moved`
-    bytes of live objects went into new packs. `young` packs, with `young_size` bytes that nothing needs, were left, as
-    they may belong to a running writer; `undo` is held for undo alone. `rescued` objects were live in condemned packs,
-    which no correct writer leads to.
+    `packs` are those that stay. `deleted` files had `freed` bytes; `rewritten` packs were mostly dead, and `moved`
+    bytes of live objects in them went into new packs. `young` packs, with `young_size` bytes that nothing needs, were
+    left, as they may belong to a running writer; `undo` is held for undo alone. `rescued` objects were live in
+    condemned packs, which no correct writer leads to.
     """
 
     dry_run: bool

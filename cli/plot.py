@@ -172,7 +172,8 @@ def _changes(store: cas.Store, wish: _Wish) -> _Drawing:
     held = (commit for commit in store.log(rev) if not commit.pruned)
     history = list(islice(held, (wish.count or _COLUMNS) + 1))[::-1]
     if len(history) < 2:
-        raise NotFound("changes are drawn between commits, and only one or none has its state; commit again first")
+        tip = store.resolve(rev).id[:8]
+        raise NotFound(f"commit {tip} has no commit before it to compare with that was not pruned; commit again first")
     found = changes(store, history, _ROWS)
     if not found.rows:
         raise NotFound(f"the commits up to {history[-1].id[:8]} hold no tensors; see `cas show`")
