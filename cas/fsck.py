@@ -147,8 +147,8 @@ def _check_log(log: Log) -> Iterator[Finding]:
 def _reading(rows: RowCheck) -> Iterator[Finding]:
     """How much was read, unless it was everything at once."""
     if rows.read_bytes < rows.total:
-        read, so_far = 100 * rows.read_bytes / rows.total, 100 * rows.so_far / rows.total
-        text = f"read {read:.1f} % of the stored bytes, {so_far:.0f} % of this round so far"
+        read, so_far = 100 * rows.read_bytes / rows.total, 100 * rows.so_far // rows.total
+        text = f"read {read:.1f} % of the stored bytes, {so_far} % of this round so far"
         yield Finding("data-read", "info", text)
 
 

@@ -18,8 +18,8 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Set
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from . import lists
@@ -27,10 +27,12 @@ from .backend import FileInfo
 from .commits import human_bytes
 from .errors import Invalid, NotFound
 from .fence import condemn
+from .log import Record
 from .moving import move
 from .pack import TARGET_SIZE, Location
+from .renewing import needed_since
 from .reserve import is_full, on_reserve, restore
-from .survey import Pack, Survey, Surveyor, named
+from .survey import Pack, Survey, Surveyor, files_of, named
 
 GRACE = 600.0
 EXPIRE = 3 * 86_400.0
@@ -60,6 +62,16 @@ class Plan:
                 (plan.sparse if held.live else plan.dead).append(held)
         plan.lists.extend(info for info in survey.lists if info.modified < young_from)
         return plan
+
+    def renewed(self, root: Record, spared: Set[bytes]) -> Plan:
+        """For a newer root, without these packs and without the lists that it names."""
+        return Plan(
+            replace(self.survey, root=root),
+            [held for held in self.dead if held.name not in spared],
+            [held for held in self.sparse if held.name not in spared],
+            self.young,
+            [info for info in self.lists if lists.id_of(info.name) not in files_of(root)],
+        )
 
     @property
     def condemns(self) -> set[bytes]:
@@ -165,9 +177,17 @@ class Collector:
         while True:
             plan = self._plan(self._whole())
             with self._unless_overtaken(plan.survey):
-                plan = self._copy_sparse(plan)
-                if not plan.condemns or on_reserve(self.surveyor.backend, partial(self._publish, plan)):
-                    return plan
+                current: Plan | None = self._copy_sparse(plan)
+                while current is not None:
+                    if not current.condemns or on_reserve(self.surveyor.backend, partial(self._publish, current)):
+                        return current
+                    current = self._renewed(current)
+
+    def _renewed(self, plan: Plan) -> Plan | None:
+        """The plan judged again on the root of now; None where that takes a new survey."""
+        root = self.surveyor.roots.current()
+        spared = needed_since(self.surveyor, plan.survey, root, plan.condemns)
+        return None if spared is None else plan.renewed(root, spared)
 
     def _copy_sparse(self, plan: Plan) -> Plan:
         """Copy what is live in mostly dead packs; without space for that they stay."""

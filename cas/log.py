@@ -39,6 +39,7 @@ VERSION = 1
 MAX_RECORD = 16 << 20
 """Writers make no larger one; readers take four times as much."""
 _DIGEST = 32
+_DIGITS = 20
 _WHY = 1000
 """Characters."""
 _FEATURES = pack([VERSION, [], []])
@@ -254,7 +255,8 @@ class Log:
         """The number in the hint, or 0; `Corrupt` if the hint verifies but its record is gone."""
         try:
             line, check, _ = self._backend.read(HINT).decode("ascii").split("\n")
-            seq = int(line.split(" ")[0])
+            text = line.split(" ")[0]
+            seq = int(text) if len(text) <= _DIGITS else 0
         except (CasError, OSError, ValueError):  # it is a hint: what cannot be read is not there
             return 0
         if check != blake3(line.encode()).hexdigest():

@@ -23,7 +23,8 @@ class Marks:
 
     needs: Needs
     absent: Absent
-    objects: set[Edge] = field(default_factory=set)
+    objects: dict[Edge, None] = field(default_factory=dict)
+    """Structured ones, in the order in which they were reached."""
     _blocks: list[Names] = field(default_factory=list)
     _held: int = 0
 
@@ -34,7 +35,7 @@ class Marks:
             edge = todo.pop()
             if edge in self.objects:
                 continue
-            self.objects.add(edge)
+            self.objects[edge] = None
             needed = self.needs.of(edge)
             left_out = self.absent.get(edge[1], ()) if edge[0] is Kind.COMMIT else ()
             todo.extend(child for child in needed.objects if child[1] not in left_out)
@@ -51,10 +52,15 @@ class Marks:
         self._blocks = [distinct(np.concatenate(self._blocks))] if self._blocks else [np.empty(0, NAME)]
         self._held = len(self._blocks[0])
 
+    def blocks(self) -> Names:
+        """The blocks that were reached."""
+        if len(self._blocks) != 1:
+            self._join()
+        return self._blocks[0]
+
     def live(self) -> dict[Kind, Names]:
         """The names that were reached, by kind."""
-        self._join()
-        found = {Kind.BLOCK: self._blocks[0]}
+        found = {Kind.BLOCK: self.blocks()}
         for kind in (Kind.LIST, Kind.LAYOUT, Kind.TREE, Kind.COMMIT):
             found[kind] = distinct(np.frombuffer(b"".join(name for held, name in self.objects if held is kind), NAME))
         return found

@@ -1,7 +1,8 @@
 """Paths of leaves in a state, as people write them, and patterns over them.
 
 `/` joins levels; dots belong to keys; a list index or int key prints as `[0]`. In keys `/` and `%` are escaped as
-%2F and %25, a leading `[` as %5B, control characters by their UTF-8 bytes, and an empty key is a lone `%`.
+%2F and %25, a leading `[` as %5B, control characters by their UTF-8 bytes, an empty key is a lone `%`, and a path of
+the one key `.` is %2E, since `.` is the state itself.
 A pattern without `*` is a prefix of levels; `*` stands for anything in one level, a level `**` for any levels.
 """
 
@@ -35,7 +36,8 @@ def format_key(key: Key) -> str:
 
 def format_path(path: Iterable[Key]) -> str:
     """The path as text; `.` for the state itself."""
-    return "/".join(map(format_key, path)) or "."
+    text = "/".join(map(format_key, path))
+    return "%2E" if text == "." else text or "."
 
 
 def parse_levels(text: str) -> list[str]:
@@ -55,11 +57,11 @@ class Patterns:
         self._stems = [_stem(text) for text in texts]
 
     def match(self, path: Path) -> bool:
-        return self._whole.fullmatch("/".join(map(format_key, path))) is not None
+        return self._whole.fullmatch(format_path(path) if path else "") is not None
 
     def may_match_below(self, path: Path) -> bool:
         """False when no path that begins with `path` can match."""
-        levels = list(map(format_key, path))
+        levels = parse_levels(format_path(path))
         return any(all(a == b for a, b in zip(stem, levels, strict=False)) for stem in self._stems)
 
 
@@ -69,16 +71,29 @@ def _stem(text: str) -> list[str]:
 
 
 def _regex(text: str) -> str:
+    """One that takes time in proportion to the text: what lies between two stars is taken where it first fits."""
     levels = parse_levels(text)
     if not levels:
         return ".*"
     if "*" not in text:
         return re.escape("/".join(levels)) + "(?:/.*)?"
-    body = ""
-    for at, level in enumerate(levels):
-        slash = "/" if at + 1 < len(levels) else ""
+    runs: list[list[str]] = [[]]  # of levels between those that are **
+    for level in levels:
         if level == "**":
-            body += "(?:[^/]+/)*" if slash else "(?:[^/]+(?:/[^/]+)*)?"
+            runs.append([])
         else:
-            body += "[^/]*".join(map(re.escape, level.split("*"))) + slash
-    return body
+            runs[-1].append(_level(level))
+    joined = ["/".join(run) for run in runs]
+    if len(joined) == 1:
+        return joined[0]
+    first, *middle, last = joined
+    body = first + "/" if first else ""
+    body += "".join(f"(?>(?:[^/]+/)*?{run}/)" for run in middle if run)
+    return body + ("(?:[^/]+/)*" + last if last else "(?:[^/]+(?:/[^/]+)*)?")
+
+
+def _level(level: str) -> str:
+    first, *rest = map(re.escape, level.split("*"))
+    if not rest:
+        return first
+    return first + "".join(f"(?>[^/]*?{part})" for part in rest[:-1]) + "[^/]*" + rest[-1]

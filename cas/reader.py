@@ -31,7 +31,7 @@ from .tensors import Array
 READ_BYTES = 2 << 20
 ALONE_BYTES = 4 << 20
 """What one thread has read by the time that others have begun."""
-_CACHED_OBJECTS = 4096
+_CACHED_OBJECTS = 1 << 16
 _CACHED_BYTES = 16 << 20  # encoded; decoded it is some five times as much
 T = TypeVar("T")
 

@@ -1,11 +1,11 @@
 """Reading every stored byte, in rounds that may take many runs.
 
     fsck:  [1, ids of packs that were read, id of one that was read in part or nothing, up to which offset, bad rows]
-           | BLAKE3 32 of the body;  a bad row is the id of its pack and its offset, u64 big-endian: 24 bytes
+           a bad row is the id of its pack and its offset, u64 big-endian: 24 bytes
 
 Packs are read in the order of their ids, which are random, so that any part of a round is a fair sample. The file lies
-beside the index and is as dispensable: damaged or not there, a new round begins. Bad rows stand in it until they are
-gone, so that every check tells of them and a repair knows where to begin.
+beside the index and is as dispensable: without it, or where its imprint does not fit, a new round begins. Bad rows
+stand in it until they are gone, so that every check tells of them and a repair knows where to begin.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blake3 import blake3
-
-from . import envelope
+from . import envelope, imprint
 from .block import Kind
 from .errors import CasError, Corrupt
 from .nodes import pack, unpack
@@ -29,7 +27,6 @@ from .reader import BlockReader, Objects
 
 VERSION = 1
 _NONE = PackId(b"")
-_DIGEST = 32
 _PACK = 16
 _BAD = _PACK + 8
 _CHUNK = 64 << 20
@@ -52,13 +49,11 @@ class Round:
 
 
 def load(path: Path) -> Round:
-    """What was saved, or a new round."""
+    """What was saved here, or a new round: one that came with the store from elsewhere could hide damage."""
     try:
-        data = path.read_bytes()
-        body = data[:-_DIGEST]
-        if len(data) < _DIGEST or blake3(body).digest() != data[-_DIGEST:]:
+        if not imprint.fits(path, _flag(path)):
             return Round()
-        version, done, partly, offset, bad = unpack(body, "the round")
+        version, done, partly, offset, bad = unpack(path.read_bytes(), "the round")
         if version != VERSION:
             return Round()
         rows = [bad[at : at + _BAD] for at in range(0, len(bad), _BAD)]
@@ -68,8 +63,12 @@ def load(path: Path) -> Round:
             offset,
             [(PackId(row[:_PACK]), int.from_bytes(row[_PACK:], "big")) for row in rows],
         )
-    except (OSError, CasError, ValueError, TypeError):
+    except (OSError, CasError, ValueError):
         return Round()
+
+
+def _flag(path: Path) -> Path:
+    return path.with_name(f"{path.name}.clean")
 
 
 def save(path: Path, held: Round) -> None:
@@ -81,8 +80,9 @@ def save(path: Path, held: Round) -> None:
         if held == Round():
             path.unlink(missing_ok=True)
             return
-        temporary.write_bytes(body + blake3(body).digest())
+        temporary.write_bytes(body)
         os.replace(temporary, path)
+        imprint.take(path, _flag(path))
     except OSError as error:
         _log.info("how far reading has come is not remembered: %s", error)
     finally:

@@ -92,7 +92,7 @@ class Surveyor:
         marks.mark(covered)
         infos, rows = self._read_tables(listed)
         picked = pick(rows, marks.live(), [info.size for info in infos])
-        named = _named(root)
+        named_lists = files_of(root)
         return Survey(
             root=root,
             floor=floor,
@@ -101,7 +101,7 @@ class Surveyor:
             rows=rows,
             picked=picked,
             held_by_undo=0 if now is None else _stored_but(now, rows, picked),
-            lists=[info for info in listed_lists if lists.id_of(info.name) not in named | self.catalog.condemned],
+            lists=[info for info in listed_lists if lists.id_of(info.name) not in named_lists | self.catalog.condemned],
             condemned=self._condemned(listed, listed_lists, root),
         )
 
@@ -166,7 +166,7 @@ class Surveyor:
     def _condemned(self, packs: Iterable[FileInfo], others: Iterable[FileInfo], root: Record) -> list[FileInfo]:
         condemned = self.catalog.condemned
         found = [info for info in packs if pack.id_of(info.name) in condemned]
-        return found + [info for info in others if lists.id_of(info.name) in condemned - _named(root)]
+        return found + [info for info in others if lists.id_of(info.name) in condemned - files_of(root)]
 
     def condemned_places(self, wanted: Sequence[tuple[Kind, ObjectId]]) -> list[Location]:
         """Where these objects lie in condemned packs; `Corrupt` if one is nowhere."""
@@ -190,7 +190,8 @@ def named(some: Sequence[tuple[Kind, ObjectId]]) -> str:
     return f"{kind.name.lower()} {short(name)}{more}"
 
 
-def _named(root: Record) -> set[ListId]:
+def files_of(root: Record) -> set[ListId]:
+    """The lists that a root names."""
     return {name for _, name in root.condemned} | set(root.absent)
 
 

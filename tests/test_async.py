@@ -131,7 +131,7 @@ def test_a_failure_that_nobody_waited_for_is_raised_by_close_once(store: Store, 
 def test_a_failed_background_commit_changes_nothing(store: Store, broken: cas.Pending) -> None:
     with cas.open(store.path) as other:
         assert other.load() == {"other": True}
-        assert other.fsck(data=True) == []
+        assert [found for found in other.fsck(data=True) if found.severity != "info"] == []
     with pytest.raises(RefConflict):
         broken.wait()
 

@@ -141,7 +141,7 @@ def test_damage_that_no_ref_reaches_is_found_all_the_same(path: Path) -> None:
         for tag in store.refs()["tags"]:
             store.delete_tag(tag)
     break_block(path)
-    assert [finding.name for finding in check(path, True)] == ["row-corrupt"]
+    assert [finding.name for finding in check(path, True)] == ["row-corrupt", "undo-damaged"]
 
 
 def test_an_index_that_differs_is_a_warning(path: Path) -> None:
@@ -180,3 +180,97 @@ def test_checking_changes_nothing(path: Path) -> None:
 
 def test_an_empty_store_is_whole(store: Store) -> None:
     assert store.fsck(data=True) == []
+
+
+# -- what nothing needs -------------------------------------------------------------------------------------------
+
+
+def forget(path: Path, branch: str) -> None:
+    """Delete a branch and give up undo, as a collection does, but delete no pack."""
+    with cas.open(path) as store:
+        store.delete_branch(branch)
+        root = store._roots.current()
+        assert store._roots.publish(root.successor("no undo", floor=root.seq))
+
+
+def test_packs_that_nothing_needs_are_counted(path: Path) -> None:
+    before = sum(file.stat().st_size for file in path.glob("packs/*/*"))
+    with cas.open(path) as store:
+        store.commit({"new": W[:40_000] + 1}, branch="gone", codec="raw")
+    size = sum(file.stat().st_size for file in path.glob("packs/*/*")) - before
+    forget(path, "gone")
+    (finding,) = check(path)
+    assert (finding.name, finding.severity) == ("pack-orphaned", "info")
+    assert finding.message.startswith("1 pack ")
+    assert cas.commits.human_bytes(size) in finding.message
+    with cas.open(path) as store:
+        store.gc(grace=0, expire=0)
+    assert check(path, True) == []
+
+
+def test_rows_that_nothing_names_and_further_copies_are_counted(path: Path, tmp_path: Path) -> None:
+    with cas.open(tmp_path / "other", create=True) as other:
+        other.commit({"w": W, "more": W + 1, "kept": W - 1}, codec="raw")
+    shutil.copytree(tmp_path / "other" / "packs", path / "packs", dirs_exist_ok=True)
+    with cas.open(path) as store:
+        store.commit({"kept": W - 1}, branch="kept", codec="raw")  # leans on the other store's pack
+    found = {finding.name: finding for finding in check(path, True)}
+    assert found.keys() == {"row-duplicate", "row-unreferenced"}
+    assert {finding.severity for finding in found.values()} == {"info"}
+    assert " rows of objects that have another, 400 kB" in found["row-duplicate"].message
+    assert " rows that nothing reachable names, 400 kB" in found["row-unreferenced"].message
+
+
+def test_files_that_were_given_up_are_counted_until_they_are_deleted(path: Path) -> None:
+    from cas.fence import condemn
+
+    bystander = pack_with(path, W[:100].tobytes())
+    copy = bystander.with_name("0" * 32)
+    place = path / "packs" / "00" / copy.name
+    place.parent.mkdir(exist_ok=True)
+    shutil.copy(bystander, place)
+    with cas.open(path) as store:
+        root = store._roots.current()
+        assert condemn(store._backend, store._roots, root, 1, {bytes(16)}, "a test")
+        (finding,) = store.fsck()
+        assert (finding.name, finding.severity) == ("pack-condemned", "info")
+        assert finding.message.startswith("1 file ")
+        store.gc(grace=0)
+        assert store.fsck(data=True) == []
+
+
+def severities(store: Store) -> dict[str, str]:
+    return {finding.name: finding.severity for finding in store.fsck()}
+
+
+def lists_of(path: Path) -> list[Path]:
+    return list((path / "lists").iterdir())
+
+
+def test_lists_are_checked(path: Path) -> None:
+    with cas.open(path) as store:
+        store.prune("main", keep_last=1)
+        (file,) = lists_of(path)
+        data = file.read_bytes()
+        change(file, 70)
+        assert severities(store)["list-corrupt"] == "error"
+        file.unlink()
+        assert severities(store)["list-missing"] == "error"
+        file.write_bytes(data)
+        shutil.copy(file, file.with_name("ab" * 16))
+        assert severities(store) == {"list-orphaned": "info", "row-unreferenced": "info"}  # one small tree
+
+
+def test_what_was_pruned_is_not_missing(path: Path) -> None:
+    with cas.open(path) as store:
+        store.prune("main", keep_last=1)
+        store.gc(grace=0)
+        assert [finding.name for finding in store.fsck(data=True)] == ["row-unreferenced"]
+
+
+def test_what_only_undo_leads_to_is_a_warning(path: Path) -> None:
+    with cas.open(path) as store:
+        store.delete_branch("side")
+    pack_with(path, np.ones(3).tobytes()).unlink()
+    (finding,) = check(path)
+    assert (finding.name, finding.severity) == ("undo-damaged", "warning")

@@ -6,6 +6,7 @@ Stores here have blocks of 4 KiB. After every collection what branches, tags and
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -114,7 +115,7 @@ def test_a_mostly_dead_pack_is_written_anew_with_what_is_live(store: cas.Store, 
     store.commit(part, branch="stays", codec="zstd")
     store.delete_branch("gone")
     done = collect(store)
-    assert (done.rewritten, done.deleted) == (1, 1)
+    assert (done.rewritten, done.deleted, done.rescued) == (1, 1, 0)
     assert first not in packs(path)
     assert 4 * 4096 <= done.moved < 8 * 4096
     assert same(store.load("stays"), part)
@@ -753,6 +754,47 @@ def test_a_copy_of_a_store_is_collected_on_its_own(path: Path, folder: Path) -> 
             assert same(copy.load("main"), state(0))
         assert len(packs(path)) == 2
     assert check_whole(folder / "copy") == [0]
+
+
+def test_one_file_that_cannot_be_deleted_does_not_keep_the_others(
+    store: cas.Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(store, 0)
+    kept = packs(path)
+    for seed in range(4):
+        drop(store, seed)
+    stuck = sorted(set(packs(path)) - set(kept))[0]
+    unlink = os.unlink
+
+    def refuse(file: Any, **options: Any) -> None:
+        if str(file).endswith(stuck):
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(file))
+        unlink(file, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        with pytest.raises((cas.CasError, OSError), match=stuck):
+            collect(store)
+    assert set(packs(path)) == {*kept, stuck}
+    assert collect(store).deleted >= 1
+    assert packs(path) == kept
+    assert same(store.load("main"), state(0))
+
+
+def test_empty_folders_that_are_removed_beneath_an_open_store_are_made_again(store: cas.Store, path: Path) -> None:
+    for number in range(40):
+        store.commit({"n": number}, branch="gone")
+    store.delete_branch("gone")
+    collect(store)
+    for folder in (path / "packs").iterdir():
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    assert list((path / "packs").iterdir()) == []
+    for number in range(40):
+        store.load("main", default=None)
+        commit(store, number)
+    assert len(packs(path)) == 40
+    assert whole(store)
 
 
 # -- leftovers ------------------------------------------------------------------------------------------------------

@@ -286,7 +286,7 @@ def test_a_damaged_block_is_read_from_its_other_pack(store: Store) -> None:
         file.write_bytes(data[:at] + b"\0" + data[at + 1 :])
         with cas.open(store.path) as again:
             assert np.array_equal(again.load()["w"], state["w"])
-            assert [finding.name for finding in again.fsck(data=True)] == ["row-corrupt"]
+            assert [found.name for found in again.fsck(data=True) if found.severity != "info"] == ["row-corrupt"]
         file.write_bytes(data)
     for file in copies:
         data = bytearray(file.read_bytes())

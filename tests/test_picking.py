@@ -109,9 +109,7 @@ def test_every_live_object_that_decodes_is_picked_with_all_that_it_decodes_from(
 
 @settings(max_examples=100, deadline=None)
 @given(packs=stored(), live=LIVE, without=st.integers(0, 4))
-def test_without_a_pack_nothing_is_picked_from_it(
-    packs: Packs, live: dict[Kind, set[ObjectId]], without: int
-) -> None:
+def test_without_a_pack_nothing_is_picked_from_it(packs: Packs, live: dict[Kind, set[ObjectId]], without: int) -> None:
     """As when it is condemned: rows that lead through it are no rows."""
     rest = [[] if number == without else rows for number, rows in enumerate(packs)]
     picked, lost = run(rest, live)

@@ -14,7 +14,7 @@ from faults import children
 from faults.stores import errors, numbers, quick_folder, same
 
 import cas
-from cas.errors import Invalid, NotFound
+from cas.errors import CasError, Invalid, NotFound
 from cas.files import KnownFile
 from cas.log import Record
 
@@ -312,6 +312,17 @@ def test_rules_that_keep_nothing_are_refused(store: cas.Store) -> None:
         store.prune(keep_last=0)
     with pytest.raises((Invalid, TypeError), match="keep_first"):
         store.prune(keep_first=1)  # type: ignore[call-arg]
+
+
+def test_a_metric_that_no_commit_has_drops_nothing(store: cas.Store, caplog: pytest.LogCaptureFixture) -> None:
+    """A slip of the pen must not cost every state but the tip."""
+    fill(store, 3)
+    with pytest.raises(CasError, match="los"):
+        store.prune(keep_best="los:min:3")
+    store.set_policy("main", keep_best="los:min:3")
+    fill(store, 1, start=3)
+    assert held(store) == [0, 1, 2, 3]
+    assert "los" in caplog.text
 
 
 # -- policies -------------------------------------------------------------------------------------------------------

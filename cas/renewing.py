@@ -1,0 +1,54 @@
+"""A survey brought up to a newer root: what a collection does when another record came first.
+
+Beside busy writers a whole survey would always come too late. What the old root needed is kept as needed; only what
+the records since then lead to beyond it is marked, and looked for in packs that stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from itertools import islice
+
+from .block import Kind, ObjectId
+from .log import Record
+from .marking import Marks
+from .pack import PackId
+from .picking import is_in
+from .reach import Edge
+from .roots import Absent
+from .survey import Survey, Surveyor
+
+
+def needed_since(surveyor: Surveyor, survey: Survey, root: Record, giving_up: Set[bytes]) -> set[PackId] | None:
+    """Which of the packs in `giving_up` everything is needed from that `root` and those before it lead to besides.
+
+    None where only a new survey will do: files were condemned since, something absent is back, or something is missing.
+    """
+    absent = surveyor.roots.absent(root)
+    if root.epoch != survey.root.epoch or not _grows(survey.marks.absent, absent):
+        return None
+    spared: set[PackId] = set()
+    edges = _reached_since(surveyor, survey, root, absent)
+    places = surveyor.catalog.locate(name for _, name in edges)
+    for kind, name in edges:
+        rows = [place for place in places.get(name, []) if place.row.kind == kind and place.row.chain == 0]
+        if not rows:
+            return None
+        if all(place.pack in giving_up for place in rows):
+            spared.add(rows[0].pack)
+    return spared
+
+
+def _reached_since(surveyor: Surveyor, survey: Survey, root: Record, absent: Absent) -> list[Edge]:
+    """What the survey had not reached. It counts as reached from now on."""
+    marks = Marks(surveyor.needs, absent, survey.marks.objects)
+    seen = len(marks.objects)
+    records = [root, *(surveyor.log.read(seq) for seq in range(survey.root.seq + 1, root.seq))]
+    marks.mark(commit for record in records for commit in record.refs.values())
+    blocks = marks.blocks()
+    fresh = blocks[~is_in(blocks, survey.marks.blocks())]
+    return [*islice(marks.objects, seen, None), *((Kind.BLOCK, ObjectId(name)) for name in fresh.view("V32").tolist())]
+
+
+def _grows(old: Absent, new: Absent) -> bool:
+    return all(names <= new.get(commit, frozenset()) for commit, names in old.items())
