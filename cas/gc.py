@@ -28,7 +28,7 @@ from .commits import human_bytes
 from .errors import Invalid, NotFound
 from .fence import condemn
 from .log import Record
-from .moving import move
+from .moving import bad_among, move
 from .pack import TARGET_SIZE, Location
 from .renewing import needed_since
 from .reserve import is_full, on_reserve, restore
@@ -177,7 +177,7 @@ class Collector:
         while True:
             plan = self._plan(self._whole())
             with self._unless_overtaken(plan.survey):
-                current: Plan | None = self._copy_sparse(plan)
+                current: Plan | None = self._copy_sparse(self._without_last_copies(plan))
                 while current is not None:
                     if not current.condemns or on_reserve(self.surveyor.backend, partial(self._publish, current)):
                         return current
@@ -188,6 +188,16 @@ class Collector:
         root = self.surveyor.roots.current()
         spared = needed_since(self.surveyor, plan.survey, root, plan.condemns)
         return None if spared is None else plan.renewed(root, spared)
+
+    def _without_last_copies(self, plan: Plan) -> Plan:
+        """Before one of two copies goes, the one that stays is read: if it is bad, the other's pack is not given up."""
+        surveyor, survey = self.surveyor, plan.survey
+        bad = bad_among(surveyor.kept_copies(survey, plan.dead), surveyor.backend, self.threads)
+        if not bad:
+            return plan
+        _log.warning("%d objects have a bad copy; packs with another stay; run `cas fsck --repair`", len(bad))
+        spared = {place.pack for found in surveyor.catalog.locate(p.row.id for p in bad).values() for place in found}
+        return plan.renewed(survey.root, spared)
 
     def _copy_sparse(self, plan: Plan) -> Plan:
         """Copy what is live in mostly dead packs; without space for that they stay."""

@@ -1,4 +1,4 @@
-"""Copying objects from pack to pack as they are stored, every one decoded and compared with its name on the way."""
+"""Copying objects from pack to pack as they are stored, every one decoded and compared with its name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .block import MAX_OBJECT_SIZE, Codec, Kind, object_id, short
 from .catalog import Catalog
 from .codecs import Encoder
 from .crew import Crew, Shelf
-from .errors import Corrupt
+from .errors import CasError, Corrupt
 from .pack import Location, name_of
 from .packing import Counters, Packs
 from .tensors import Array
@@ -85,13 +85,38 @@ def _copy(batch: Sequence[Location], backend: Backend, packs: Packs, bench: _Ben
         row = place.row
         data = stored[at : at + row.stored]
         at += row.stored
-        raw = data
-        if row.codec != Codec.RAW:
-            raw = memoryview(bench.raw)[: row.raw]
-            bench.encoder.decode(row.codec, row.width, data, raw)
-        if object_id(Kind(row.kind), raw) != row.id:
-            raise Corrupt(
-                f"{Kind(row.kind).name.lower()} {short(row.id)} in pack {name_of(place.pack)} does not match its name; "
-                "run `cas fsck --repair`"
-            )
+        _verify(place, data, bench)
         packs.append(row.id, Kind(row.kind), Codec(row.codec), row.width, row.raw, data)
+
+
+def _verify(place: Location, stored: memoryview, bench: _Bench) -> None:
+    row, raw = place.row, stored
+    if row.codec != Codec.RAW:
+        raw = memoryview(bench.raw)[: row.raw]
+        bench.encoder.decode(row.codec, row.width, stored, raw)
+    if object_id(Kind(row.kind), raw) != row.id:
+        raise Corrupt(
+            f"{Kind(row.kind).name.lower()} {short(row.id)} in pack {name_of(place.pack)} does not match its name; "
+            "run `cas fsck --repair`"
+        )
+
+
+def bad_among(places: Iterable[Location], backend: Backend, threads: int) -> list[Location]:
+    """Those of these rows that cannot be read, or do not hold what they should."""
+    found: list[Location] = []
+    benches = Shelf(_Bench)
+
+    def check(batch: Sequence[Location]) -> None:
+        with benches.borrow() as bench:
+            for place in batch:
+                stored = memoryview(bench.stored)[: place.row.stored]
+                try:
+                    backend.readinto(name_of(place.pack), place.row.offset, [stored])
+                    _verify(place, stored, bench)
+                except (CasError, OSError):
+                    found.append(place)
+
+    with Crew(threads) as crew:
+        for batch in _batches(sorted(places, key=lambda place: (place.pack, place.row.offset))):
+            crew.submit(partial(check, batch))
+    return found

@@ -80,20 +80,21 @@ class Pruner:
         With a `surveyor`, it is also found out what that frees, given that undo may go back to `since`.
         """
 
-        def plan(root: Record) -> tuple[_Choice, int | None]:
+        def plan(root: Record) -> tuple[Record, _Choice, int | None]:
             choice = self._choose(root, branch, policy)
-            return choice, None if surveyor is None else self._freed(surveyor, root, choice, since)
+            return root, choice, None if surveyor is None else self._freed(surveyor, root, choice, since)
 
-        choice, freed = self.roots.under(plan)
+        root, choice, freed = self.roots.under(plan)
         if choice.dropped and not dry_run:
-            choice = on_reserve(self.backend, partial(self._publish, branch, policy))
+            choice = on_reserve(self.backend, partial(self._publish, branch, policy, root, choice))
         return Pruned(branch, dry_run, *self._public(choice), freed)
 
-    def _publish(self, branch: str, policy: Policy) -> _Choice:
+    def _publish(self, branch: str, policy: Policy, before: Record, choice: _Choice) -> _Choice:
+        """Publish what was chosen under the root `before`, or what is chosen under the one that there is by now."""
         choices: list[_Choice] = []
 
         def change(root: Record) -> Mapping[str, Any]:
-            choices.append(self._choose(root, branch, policy))
+            choices.append(choice if root.seq == before.seq else self._choose(root, branch, policy))
             return {"absent": self._extended(root, choices[-1])}
 
         self.roots.update(change, f"prune {branch}: {describe(policy)}")

@@ -22,7 +22,7 @@ from .log import Log, Record
 from .marking import Marks
 from .needs import Needs
 from .pack import ROW, Location, PackId, Row, Table
-from .picking import Names, Picked, Rows, is_in, pick
+from .picking import Names, Picked, Rows, distinct, is_in, pick
 from .roots import Absent, Roots
 
 _TOLERANCE = 100
@@ -113,6 +113,18 @@ class Surveyor:
             picked = survey.picked.rows
             for number in picked[np.searchsorted(picked, first) : np.searchsorted(picked, end)].tolist():
                 yield Location(held.name, Row._make(ROW.unpack(rows[number - first].tobytes())))
+
+    def kept_copies(self, survey: Survey, packs: Sequence[Pack]) -> Iterator[Location]:
+        """The needed copies, elsewhere, of what lies in these packs too."""
+        rows = survey.rows
+        firsts = {int(rows.pack[held.first]) for held in packs if held.stored}
+        others = distinct(rows.id[np.isin(rows.pack, list(firsts))])
+        doubled = survey.picked.rows[is_in(rows.id[survey.picked.rows], others)]
+        names = {(int(rows.kind[n]), rows.id[n : n + 1].tobytes()) for n in doubled.tolist()}
+        homes = {int(rows.pack[number]) for number in doubled.tolist()} - firsts
+        for place in self.places(survey, [survey.packs[number] for number in sorted(homes)]):
+            if (place.row.kind, place.row.id) in names:
+                yield place
 
     def reached(self, root: Record, absent: Absent, since: float) -> Marks:
         """What all refs lead to, and those of every root since then, if commits lacked just this."""

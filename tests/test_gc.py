@@ -24,10 +24,11 @@ from faults import children
 from faults.stores import check_whole, commit, errors, files, make, numbers, quick_folder, same, state
 
 import cas
-from cas import pack
+from cas import envelope, pack
 from cas.dtypes import DTYPES
 from cas.errors import Corrupt, Invalid, NotFound, RefConflict
 from cas.gc import Collected
+from cas.moving import move
 from cas.tensors import Tensor
 
 LIMIT = 60.0
@@ -949,3 +950,21 @@ def test_branches_by_the_hundred(store: cas.Store) -> None:
     with pytest.raises(RefConflict):
         store.commit({}, branch="b/1", parent="b/3")
     assert whole(store)
+
+
+def test_the_last_good_copy_stays_while_the_one_that_was_to_stay_is_bad(folder: Path) -> None:
+    """Both copies are whole packs of the same objects; whichever is damaged, a collection may not delete the other."""
+    for damaged in (0, 1):
+        path = folder / f"store{damaged}"
+        with cas.init(path, block_size=4096) as store:
+            commit(store, 0)
+        with cas.open(path) as store:
+            places = store._catalog.index.rows()
+            move(places, store._backend, store._catalog, 1)
+            first, second = packs(path)
+            damage(path / (first, second)[damaged], at=envelope.SIZE + 10)
+        with cas.open(path) as store:
+            store.gc(grace=0, expire=0)
+            store.gc(grace=0, expire=0)
+            assert (second, first)[damaged] in packs(path)
+            assert same(store.load("main"), state(0))
