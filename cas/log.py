@@ -259,7 +259,7 @@ class Log:
             seq = int(text) if len(text) <= _DIGITS else 0
         except (CasError, OSError, ValueError):  # it is a hint: what cannot be read is not there
             return 0
-        if check != blake3(line.encode()).hexdigest():
+        if seq < 1 or check != blake3(line.encode()).hexdigest():
             return 0
         if not self._backend.exists(name_of(seq)):
             raise Corrupt(

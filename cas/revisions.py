@@ -143,15 +143,14 @@ def default_branch(root: Record) -> str:
 
 def _split(text: str, root: Record) -> tuple[str, list[re.Match[str]]]:
     start = min((at for at in (text.find("~"), text.find("@")) if at >= 0), default=len(text))
-    name, rest = text[:start], text[start:]
-    suffixes = []
-    while rest:
-        suffix = _SUFFIX.match(rest)
+    suffixes, at = [], start
+    while at < len(text):
+        suffix = _SUFFIX.match(text, at)
         if suffix is None:
-            raise Invalid(f"{text!r} is no revision; try main~2, main@{{1}}, main@step:1000 or main@min:loss")
+            raise Invalid(f"{text!r:.200} is no revision; try main~2, main@{{1}}, main@step:1000 or main@min:loss")
         suffixes.append(suffix)
-        rest = rest[suffix.end() :]
-    return name or default_branch(root), suffixes
+        at = suffix.end()
+    return text[:start] or default_branch(root), suffixes
 
 
 def _known(root: Record) -> str:

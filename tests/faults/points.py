@@ -1,7 +1,8 @@
 """The points at which a fault may strike an operation: its system calls, told apart by name and kind of file.
 
 A call that fails, or is the last, is the same experiment wherever the name and the kind of file are the same, more or
-less: so of every such class the first and the last call are taken, and every call where CAS_TEST_EVERY_CALL is set.
+less: so of every such class one call is taken, by some faults the first and by others the last, and every call where
+CAS_TEST_EVERY_CALL is set.
 A file in tmp/ is of the kind that it will be when it gets its name.
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,13 +171,13 @@ def _paths(call: Call) -> list[str]:
 def chosen(points: list[Point], fault: Fault) -> list[Point]:
     """The points at which this fault is to strike."""
     some = [p for p in points if (p.on and p.name in fault.at) or fault is KILL]
-    return some if EVERY_CALL else first_and_last(some, lambda point: (point.name, point.on, point.thread > 0))
+    return some if EVERY_CALL else one_of_each(some, fault.name)
 
 
-def first_and_last(points: list[Point], key: Callable[[Point], object]) -> list[Point]:
-    """Of all points that are alike the first and the last, in order."""
-    classes: dict[object, list[Point]] = {}
+def one_of_each(points: list[Point], fault: str) -> list[Point]:
+    """Of all points that are alike the first or the last, in order; which of them depends on class and fault."""
+    classes: dict[tuple[str, str, bool], list[Point]] = {}
     for point in points:
-        classes.setdefault(key(point), []).append(point)
-    wanted = {point for alike in classes.values() for point in (alike[0], alike[-1])}
+        classes.setdefault((point.name, point.on, point.thread > 0), []).append(point)
+    wanted = {alike[-(zlib.crc32(f"{fault} {key}".encode()) & 1)] for key, alike in classes.items()}
     return [point for point in points if point in wanted]
