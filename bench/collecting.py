@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import cas
+from cas.gc import Collected
 
 from .child import anonymous
 from .machine import usual_environment
@@ -61,7 +62,9 @@ def _half(folder: Path, nbytes: int) -> Timing:
             store.commit(kept, branch=f"half{number}")
             store.delete_branch(f"whole{number}")
         copied = clock(lambda: _copy_half(path, folder / "copy"))
-        collected = clock(lambda: store.gc(grace=0, expire=0))
+        done: list[Collected] = []
+        collected = clock(lambda: done.append(store.gc(grace=0, expire=0)))
+        assert 4 * done[0].moved >= nbytes, "the store was not made of packs that are half garbage"
     shutil.rmtree(path)
     return Timing(NAME, f"half of {nbytes / 1e9:.2g} GB is garbage", {"cas gc": [collected], CP: [copied]})
 

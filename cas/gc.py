@@ -192,7 +192,7 @@ class Collector:
     def _without_last_copies(self, plan: Plan) -> Plan:
         """Before one of two copies goes, the one that stays is read: if it is bad, the other's pack is not given up."""
         surveyor, survey = self.surveyor, plan.survey
-        bad = bad_among(surveyor.kept_copies(survey, plan.dead), surveyor.backend, self.threads)
+        bad = bad_among(surveyor.kept_copies(survey, plan.dead + plan.sparse), surveyor.backend, self.threads)
         if not bad:
             return plan
         _log.warning("%d objects have a bad copy; packs with another stay; run `cas fsck --repair`", len(bad))
