@@ -380,17 +380,8 @@ def _scan(path: str, folder: str) -> Iterator[FileInfo]:
     todo = [(path, folder)]
     while todo:
         path, folder = todo.pop()
-        try:
-            entries = os.scandir(path)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                raise
-            raise Corrupt(f"{path} is not a directory: restore it") from error
-        with entries:
-            for entry in entries:
-                name = f"{folder}/{entry.name}" if folder else entry.name
+        with about(path):
+            for name, entry in _entries(path, folder):
                 if entry.is_dir(follow_symlinks=False):
                     todo.append((entry.path, name))
                     continue
@@ -400,3 +391,18 @@ def _scan(path: str, folder: str) -> Iterator[FileInfo]:
                     continue
                 if stat.S_ISREG(status.st_mode):
                     yield FileInfo(name, status.st_size, status.st_mtime)
+
+
+def _entries(path: str, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What stands in a directory, by its name below the root; nothing where there is none."""
+    try:
+        entries = os.scandir(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        raise Corrupt(f"{path} is not a directory: restore it") from error
+    with entries:
+        for entry in entries:
+            yield f"{folder}/{entry.name}" if folder else entry.name, entry

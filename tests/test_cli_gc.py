@@ -94,7 +94,7 @@ def test_a_mostly_dead_pack_is_rewritten(tmp_path: Path) -> None:
     ok(tmp_path, "prune", "main", "--keep-last", "1", "--yes")
     pattern = r" 1\.0\d MB in 1 file; 1 mostly dead pack {} rewritten \(4\d\.\d kB copied\); {} with [\d.]+ k?B {}\n"
     dry = ok(tmp_path, "gc", "--dry-run", "--grace", "0")
-    assert re.fullmatch("would free" + pattern.format("would be", "1 pack", "stays"), dry)
+    assert re.fullmatch("would free" + pattern.format("would be", "2 packs", "stay"), dry)
     done = ok(tmp_path, "gc", "--grace", "0")
     assert re.fullmatch("freed" + pattern.format("was", "2 packs", "stay"), done)
     with cas.open(tmp_path / ".cas") as store:

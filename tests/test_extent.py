@@ -58,7 +58,7 @@ class Forger:
         commit = Commit(self.tree(node), (), 0, "me", "", None, EMPTY, EMPTY, EMPTY, None, Sizes(0, 0, 0))
         name = self.writer.put(Kind.COMMIT, encode_commit(commit))
         self.writer.finish()
-        self.store._branches.advance(Base("main", None, ()), name, "forged")
+        self.store._branches.advance(Base("main", None, ()), name, 0, "forged")
 
 
 @pytest.fixture

@@ -430,7 +430,7 @@ def test_a_branch_may_not_be_called_so(forge: Forge, name: str) -> None:
 
 def record(**fields: Any) -> list[Any]:
     honest = {"version": 1, "seq": 2, "read": [], "write": [], "refs": [], "config": [], "epoch": 0, "condemned": []}
-    return list({**honest, "absent": [], "update": Forge.update(), **fields}.values())
+    return list({**honest, "absent": [], "floor": 1, "update": Forge.update(), **fields}.values())
 
 
 RECORDS: dict[str, Any] = {

@@ -269,7 +269,6 @@ def _unless_moved(work: Callable[[], Any]) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(PARTS))
 def test_nothing_is_lost_whatever_three_clients_do(part: int) -> None:
-    children.stay_on_one_processor()
     Machine.steps = Machine.examples = Machine.kills = 0
     examples = -(-EXAMPLES // PARTS)
     chosen = hypothesis.settings(
@@ -279,7 +278,8 @@ def test_nothing_is_lost_whatever_three_clients_do(part: int) -> None:
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    run_state_machine_as_test(hypothesis.seed(SEED * PARTS + part)(Machine), settings=chosen)
+    with children.on_one_processor():
+        run_state_machine_as_test(hypothesis.seed(SEED * PARTS + part)(Machine), settings=chosen)
     print(f"{Machine.examples} examples, {Machine.steps} steps, {Machine.kills} kills")
     assert Machine.examples >= examples
     assert Machine.steps >= examples * STEPS * 0.6

@@ -116,6 +116,17 @@ def stay_on_one_processor() -> None:
     os.sched_setaffinity(0, {usable[worker % len(usable)]})
 
 
+@contextlib.contextmanager
+def on_one_processor() -> Iterator[None]:
+    """As above, for this while only."""
+    usable = os.sched_getaffinity(0)
+    stay_on_one_processor()
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, usable)
+
+
 def address_space() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
