@@ -345,18 +345,14 @@ def about(path: str) -> Iterator[None]:
 
 
 def remove_if_left(path: str) -> None:
-    """Remove a file under `tmp/` unless somebody holds its lock, and so is still writing it."""
-    try:
+    """Remove a file under `tmp/` unless somebody holds its lock, and so is still writing it. Best effort."""
+    with contextlib.suppress(OSError):  # it is being written, was removed by another, or locks do not work here
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
-    except OSError:
-        pass  # it is being written, was removed by another, or locks do not work here
-    finally:
-        os.close(fd)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        finally:
+            os.close(fd)
 
 
 def sync_directory(path: str) -> None:
