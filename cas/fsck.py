@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,7 @@ class Checker:
         if part is not None:
             rows.read(part, progress)
             found += _reading(rows)
-        found += [_row_finding(place, error) for place, error in rows.bad.items()]
+        found += _bad_rows(inspection, rows.bad)
         found += _check_reachable(inspection, rows.bad.keys(), lost)
         found += _unneeded(inspection, rows.bad.keys()) if inspection.has_undo else []
         return found + self._strangers()
@@ -152,10 +152,19 @@ def _reading(rows: RowCheck) -> Iterator[Finding]:
         yield Finding("data-read", "info", text)
 
 
-def _row_finding(place: Location, error: CasError) -> Finding:
-    what = Kind(place.row.kind).name.lower()
-    text = f"a copy of {what} {short(place.row.id)} in pack {pack.name_of(place.pack)} is bad: {error}"
-    return Finding("row-corrupt", "warning", text)
+def _bad_rows(inspection: Inspection, bad: Mapping[Location, CasError]) -> Iterator[Finding]:
+    """Each with the commits and paths that need what it should hold, though another copy may be good."""
+    if not bad:
+        return
+    held = {(Kind(place.row.kind), place.row.id) for place in bad}
+    troubles = {edge: Trouble("row-corrupt", edge[1].hex()) for edge in held}
+    walk = Walk(inspection.objects, inspection.survey.marks.absent, troubles, _sized_blocks(inspection.tables))
+    needed = {finding.message: finding for finding in walk.findings(inspection.survey.root)}
+    for place, error in bad.items():
+        what = Kind(place.row.kind).name.lower()
+        text = f"a copy of {what} {short(place.row.id)} in pack {pack.name_of(place.pack)} is bad: {error}"
+        by = needed.get(place.row.id.hex(), Finding("row-corrupt", "warning", ""))
+        yield Finding("row-corrupt", "warning", text, by.commits, by.paths)
 
 
 # -- what can be reached ------------------------------------------------------------------------------------------

@@ -132,6 +132,7 @@ def test_a_bad_block_names_every_commit_that_needs_it(path: Path) -> None:
     assert finding.severity == "error"
     assert finding.message.startswith("block ")
     assert (row.name, row.severity) == ("row-corrupt", "warning")
+    assert (set(row.commits), row.paths) == (set(commits), finding.paths)
 
 
 def test_damage_that_no_ref_reaches_is_found_all_the_same(path: Path) -> None:

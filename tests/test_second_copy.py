@@ -41,4 +41,5 @@ def test_a_load_takes_the_good_copy_of_a_block_from_another_pack(tmp_path: Path)
     for _ in range(2):
         with cas.open(tmp_path / "ours") as store:
             assert np.array_equal(store.load("main")["w"], state["w"])
-            assert [found.name for found in store.fsck(data=True) if found.severity != "info"] == ["row-corrupt"]
+            (bad,) = [found for found in store.fsck(data=True) if found.severity != "info"]
+            assert (bad.name, bad.commits, bad.paths) == ("row-corrupt", (store.resolve("main").id,), ("w",))
