@@ -158,7 +158,8 @@ def _bad_rows(inspection: Inspection, bad: Mapping[Location, CasError]) -> Itera
         return
     held = {(Kind(place.row.kind), place.row.id) for place in bad}
     troubles = {edge: Trouble("row-corrupt", edge[1].hex()) for edge in held}
-    walk = Walk(inspection.objects, inspection.survey.marks.absent, troubles, _sized_blocks(inspection.tables))
+    others = _sized_blocks(inspection.tables) - {_sized(place) for place in bad}
+    walk = Walk(inspection.objects, inspection.survey.marks.absent, troubles, others)
     needed = {finding.message: finding for finding in walk.findings(inspection.survey.root)}
     for place, error in bad.items():
         what = Kind(place.row.kind).name.lower()
