@@ -30,9 +30,10 @@ PROGRESS = {
     "writer": ("committed", 10),
     "collector": ("collected", 1),
     "pruner": ("pruned", 2),
-    "checker": ("checked", 1),
+    "checker": ("checked", 0),
 }
-"""What each worker does, and how often it must at least have come to the end of it."""
+"""What each worker does, and how often it must at least have come to the end of it. A check takes seconds, and may be
+killed every time; the one at the end is not."""
 Note = dict[str, Any]
 
 
@@ -66,7 +67,8 @@ def check_progress(notes: dict[str, list[Note]], counts: Counter[str], blows: Co
         what, least = PROGRESS[name.rstrip("0123456789")]
         times = [note["time"] for note in lines if note["what"] == what]
         assert len(times) >= least, f"{name} has {what} {len(times)} times"
-        assert max(times) >= late or what == "collected", f"{name} has {what} no more after a third of the time"
+        if what == "committed":  # what takes seconds may be killed every time
+            assert max(times) >= late, f"{name} has {what} no more after a third of the time"
     assert counts["collected"] >= 4
     for what in ("conflict", "deleted"):
         assert counts[what] >= SECONDS / 10, f"{what} {counts[what]} times"
