@@ -27,6 +27,7 @@ class Marks:
     """Structured ones, in the order in which they were reached."""
     _blocks: list[Names] = field(default_factory=list)
     _held: int = 0
+    _joined: bool = False
 
     def mark(self, commits: Iterable[ObjectId]) -> None:
         """Reach these commits and all that they lead to; an object that cannot be read raises."""
@@ -44,6 +45,7 @@ class Marks:
 
     def _gather(self, blocks: Names) -> None:
         self._blocks.append(blocks)
+        self._joined = False
         self._held += len(blocks)
         if self._held > _GATHER + 2 * len(self._blocks[0]):
             self._join()
@@ -51,10 +53,11 @@ class Marks:
     def _join(self) -> None:
         self._blocks = [distinct(np.concatenate(self._blocks))] if self._blocks else [np.empty(0, NAME)]
         self._held = len(self._blocks[0])
+        self._joined = True
 
     def blocks(self) -> Names:
-        """The blocks that were reached."""
-        if len(self._blocks) != 1:
+        """The blocks that were reached: sorted names, each once."""
+        if not self._joined:
             self._join()
         return self._blocks[0]
 

@@ -968,3 +968,13 @@ def test_the_last_good_copy_stays_while_the_one_that_was_to_stay_is_bad(folder: 
             store.gc(grace=0, expire=0)
             assert (second, first)[damaged] in packs(path)
             assert same(store.load("main"), state(0))
+
+
+def test_what_is_held_for_undo_leaves_out_what_a_tag_holds(store: cas.Store) -> None:
+    """Also where all blocks of what the tag names stand in one list, in the order of the tensor."""
+    blocks = np.random.default_rng(0).integers(0, 255, 100 * 4096, dtype=np.uint8)
+    store.commit({"kept": blocks}, branch="gone", codec="raw")
+    store.tag("v1", "gone")
+    store.commit({"gone": noise(1, 10)}, branch="gone", codec="raw")
+    store.delete_branch("gone")
+    assert 0 < store.gc(grace=0, dry_run=True).undo < 50 * 4096
