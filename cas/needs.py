@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ class Needs:
     def save(self, reached: Iterable[Edge]) -> None:
         """Remember these, in place of what was remembered. `OSError` where they cannot be written."""
         self._known = {edge: self.of(edge) for edge in reached}
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             with temporary.open("wb") as file:
                 file.writelines(_encode(self._known))

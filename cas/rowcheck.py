@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ def save(path: Path, held: Round) -> None:
     """Best effort: without it a later run reads again."""
     bad = b"".join(name + offset.to_bytes(8, "big") for name, offset in held.bad)
     body = pack([VERSION, b"".join(sorted(held.done)), held.partly, held.offset, bad])
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         if held == Round():
             path.unlink(missing_ok=True)
