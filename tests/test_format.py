@@ -104,7 +104,11 @@ class Reader:
         digest = fields.pop("blake3")
         assert line == json.dumps({**fields, "blake3": digest}).encode() + b"\n"
         assert (digest, fields["version"]) == (blake3(json.dumps(fields).encode()).hexdigest(), 1)
-        self.rows = {(row[1], row[0]): (pack, *row[2:]) for pack in path.glob("packs/??/*") for row in self.table(pack)}
+        condemned, absent = self.root()[7:9]
+        gone = {item.hex() for _, name in condemned for item in self.listed(name, 0, 16)}
+        packs = [pack for pack in path.glob("packs/??/*") if pack.name not in gone]
+        self.rows = {(row[1], row[0]): (pack, *row[2:]) for pack in packs for row in self.table(pack)}
+        self.absent = {item for name in absent for item in self.listed(name, 1, 64)}
         self.codecs = Counter[int]()
         self.ties: dict[int, Any] = {}
 
@@ -121,6 +125,16 @@ class Reader:
             at += row[6]
             yield row
         assert at == offset
+
+    def listed(self, name: bytes, what: int, size: int) -> list[bytes]:
+        data = (self.path / "lists" / name.hex()).read_bytes()
+        assert data[:64] == header(3)
+        assert blake3(data[:-32]).digest() == data[-32:]
+        version, found, ids = unpack(data[64:-32])
+        assert [version, found, len(ids) % size] == [1, what, 0]
+        items = [ids[at : at + size] for at in range(0, len(ids), size)]
+        assert items == sorted(set(items))
+        return items
 
     def root(self) -> list[Any]:
         seq = max(int(file.name) for file in (self.path / "log").iterdir())
@@ -311,6 +325,36 @@ def test_a_stranger_reads_composites(tmp_path: Path) -> None:
     assert list(found) == ["coo", "quantised"]
     assert describe(found["coo"]) == describe(("torch", "sparse_coo", coo))
     assert describe(found["quantised"]) == describe(("torch", "quantized_per_tensor", quantised))
+
+
+WRITE_PRUNED = """
+import sys, numpy as np, cas
+with cas.init(sys.argv[1]) as store:
+    for step in range(3):
+        store.commit({"w": np.full(100_000, step)}, step=step)
+    store.prune("main", keep_last=1)
+    store.gc(grace=0, expire=0)
+"""
+
+
+def test_a_stranger_reads_a_store_that_was_pruned_and_collected(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", WRITE_PRUNED, str(tmp_path / "store")], check=True)
+    reader = Reader(tmp_path / "store")
+    root = reader.root()
+    assert (root[6], root[9]) == (1, root[1] - 1)
+    name, steps = root[4][0][2], []
+    while True:
+        tree, parents, *rest = reader.object(COMMIT, name)
+        steps.append(rest[3])
+        if name + tree in reader.absent:
+            assert (TREE, tree) not in reader.rows
+        else:
+            assert np.array_equal(reader.value(reader.object(TREE, tree)[0])["w"], np.full(100_000, rest[3]))
+        if not parents:
+            break
+        (name,) = parents
+    assert steps == [2, 1, 0]
+    assert len(reader.absent) == 2
 
 
 def test_what_is_read_uses_every_codec_width_and_flag(written: tuple[Path, dict[str, Any]]) -> None:

@@ -254,6 +254,19 @@ def test_a_list_grows_no_larger_than_readers_take(path: Path) -> None:
     assert sorted(item for each in read for item in each) == pairs
 
 
+HEAD = "8943415376310d0a0100030000000000" + "00" * 48
+
+
+def test_pinned_lists() -> None:
+    condemned, absent = {b"\x02" * 16, b"\x01" * 16}, {b"\x03" * 64}
+    body = "930100c420" + "01" * 16 + "02" * 16
+    check = "7f572ac4c2b936ae063555a46ba1b55c538d4c243e75d6f8a15930b8430955eb"
+    assert encode_list(What.CONDEMNED, condemned).hex() == HEAD + body + check
+    body = "930101c440" + "03" * 64
+    check = "7a045b518fb578479eb1ef9984134d4eebfe984656121ff6c4d3bdcb2a0431a8"
+    assert encode_list(What.ABSENT, absent).hex() == HEAD + body + check
+
+
 @given(items=st.sets(st.binary(min_size=16, max_size=16)))
 def test_a_list_comes_back_sorted(items: set[bytes]) -> None:
     assert decode_list(encode_list(What.CONDEMNED, items), What.CONDEMNED, "a list") == sorted(items)
