@@ -216,7 +216,7 @@ def step_of(step: Any) -> int | None:
     except (TypeError, ValueError, RuntimeError) as error:
         raise Invalid(f"step is a whole number, not {step!r:.60}") from error
     if isinstance(step, bool) or abs(number) > MAX_BYTES:
-        raise Invalid(f"step is a whole number of 64 bits, not {step!r:.60}")
+        raise Invalid("step is a whole number of 64 bits; give a smaller one")  # it may be too long to be printed
     return number
 
 

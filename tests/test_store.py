@@ -394,3 +394,10 @@ def test_another_process_reads_and_goes_on(store: Store) -> None:
 def test_the_commit_says_in_one_line_what_it_took(store: Store) -> None:
     commit = store.commit({"w": np.ones(1 << 20, np.float32)}, step=1000)
     assert str(commit).startswith(f"main {commit.id[:8]} step 1000: 4.19 MB, 263 kB new, ")
+
+
+@pytest.mark.parametrize("step", [10**5000, 1 << 63, True, 1.5, "7"], ids=["huge", "large", "bool", "float", "text"])
+def test_a_step_that_is_no_number_of_64_bits_is_refused(store: Store, step: object) -> None:
+    """Also one that is too long for Python to print."""
+    with pytest.raises(cas.Invalid, match="step is a whole number"):
+        store.commit({}, step=step)  # type: ignore[typeddict-item]
