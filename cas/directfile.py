@@ -355,6 +355,22 @@ def remove_if_left(path: str) -> None:
             os.close(fd)
 
 
+def create_root(path: str | os.PathLike[str]) -> None:
+    """Make the directory and all above it, durably; also those that exist: their maker may have died before fsync."""
+    path = os.path.abspath(path)
+    parent = os.path.dirname(path)
+    if parent == path:
+        return
+    create_root(parent)
+    try:
+        os.mkdir(path)
+    except OSError:
+        if not os.path.isdir(path):
+            raise
+    with contextlib.suppress(PermissionError):  # then it is somebody else's, and older
+        sync_directory(parent)
+
+
 def sync_directory(path: str) -> None:
     """Make the names in the directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -40,22 +40,6 @@ _IO_MAX = 1 << 30  # bytes per read: macOS refuses 2 GiB, Linux cuts it
 _NO_LINKS = {errno.EMLINK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM}
 
 
-def create_root(path: str | os.PathLike[str]) -> None:
-    """Make the directory and all above it, durably; also those that exist: their maker may have died before fsync."""
-    path = os.path.abspath(path)
-    parent = os.path.dirname(path)
-    if parent == path:
-        return
-    create_root(parent)
-    try:
-        os.mkdir(path)
-    except OSError:
-        if not os.path.isdir(path):
-            raise
-    with contextlib.suppress(PermissionError):  # then it is somebody else's, and older
-        sync_directory(parent)
-
-
 class LocalBackend:
     """The `Backend` of a directory that exists. Usable after fork, except for files then being written.
 

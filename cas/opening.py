@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from . import identity, reserve
+from .directfile import create_root
 from .errors import Exists, Invalid, NotFound, Unsupported
-from .local import LocalBackend, create_root
+from .local import LocalBackend
 from .log import FOLDER as LOG
 from .log import Log, encode_record, first_record, name_of
 from .store import Store

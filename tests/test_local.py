@@ -25,9 +25,9 @@ import pytest
 import cas.local
 from cas.backend import Unsettled
 from cas.buffers import BufferPool
-from cas.directfile import ALIGNMENT, DirectStream
+from cas.directfile import ALIGNMENT, DirectStream, create_root
 from cas.errors import Corrupt, Exists, Invalid, NotFound, Unsupported
-from cas.local import OPEN_FILES, STREAM_FROM, LocalBackend, create_root
+from cas.local import OPEN_FILES, STREAM_FROM, LocalBackend
 
 MIB = 1 << 20
 BYTES = random.Random(7).randbytes(20 * MIB + 7)
