@@ -44,7 +44,7 @@ class ArrayAdapter:
         if dtype is None:
             raise Unsupported(f"is an array of dtype {value.dtype}; convert it with astype to a plain numeric dtype")
         place = (value.__array_interface__["data"][0], value.shape, value.strides, value.dtype)
-        return Tensor("numpy", dtype, value.shape, ArraySource(value), place if value.nbytes else None)
+        return Tensor.whole("numpy", dtype, value.shape, ArraySource(value), place if value.nbytes else None)
 
     def foreign(self, value: Any) -> tuple[str, str] | None:
         return None

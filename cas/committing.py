@@ -133,20 +133,21 @@ def state_skeleton(state: Any, allow_pickle: bool) -> tuple[Any, list[Leaf]]:
 def files_of(files: Mapping[Any, str | os.PathLike[str]]) -> list[tuple[str, Leaf]]:
     """Side files as leaves, by the relative name that they will have on checkout."""
     _check_names(files, "files=")
-    return [(name, Leaf((name,), KnownFile.at(path).whole(), None, Tag.BYTES)) for name, path in files.items()]
+    return [(name, Leaf.of_bytes((name,), KnownFile.at(path).whole(), Tag.BYTES)) for name, path in files.items()]
 
 
 def origin_of(origin: Mapping[Any, Sequence[Source]], leaves: list[Leaf]) -> list[tuple[str, list[Leaf]]]:
     """The pieces of the files that a state was read from, as leaves tied to those of the state where they can be."""
     _check_names(origin, "origin=")
-    by_source = {id(leaf.source): leaf for leaf in leaves if leaf.tensor is not None and leaf.tied_to is None}
+    tensors = [leaf for leaf in leaves if leaf.tensor is not None and leaf.tied_to is None]
+    by_source = {id(shard.source): leaf for leaf in tensors for shard in leaf.shards}
 
     def piece(name: str, source: Source) -> Leaf:
         same = by_source.get(id(source))
         if same is None:
             cell = source.cell if isinstance(source, FileRange) else 0
-            return Leaf((name,), source, None, Tag.BYTES, cell=cell)
-        return Leaf((name,), source, same.tensor, Tag.TENSOR, tied_to=same)
+            return Leaf.of_bytes((name,), source, Tag.BYTES, cell)
+        return Leaf((name,), same.shards, same.tensor, tied_to=same)
 
     return [(name, [piece(name, source) for source in pieces if source.nbytes]) for name, pieces in origin.items()]
 
@@ -228,7 +229,7 @@ def write(
         blocks = writer.store(request.all_leaves)
         tree = writer.put(Kind.TREE, encode_tree(tree_node(request.skeleton, writer.put)))
         counters = writer.counters
-        raw = sum(leaf.source.nbytes for leaf in request.all_leaves if leaf.tied_to is None)
+        raw = sum(leaf.nbytes for leaf in request.all_leaves if leaf.tied_to is None)
         commit = objects.Commit(
             tree=tree,
             parents=request.base.parents,
@@ -252,7 +253,7 @@ def _stored_origin(request: Request, writer: ObjectWriter) -> Origin | None:
         return None
     files = [[name, seal(Tag.LIST, [leaf.node() for leaf in pieces], writer.put)] for name, pieces in request.origin]
     node = seal(Tag.DICT, files, writer.put)
-    nbytes = sum(leaf.source.nbytes for _, pieces in request.origin for leaf in pieces)
+    nbytes = sum(leaf.nbytes for _, pieces in request.origin for leaf in pieces)
     return Origin(writer.put(Kind.TREE, encode_tree(node)), nbytes)
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from .block import ID_SIZE, Kind, ObjectId
+from .block import ID_SIZE, Kind, ObjectId, object_id
 from .errors import Corrupt
 from .grid import Box
 from .nodes import (
@@ -229,9 +229,13 @@ def store_content(blocks: list[ObjectId], box: Box, cell: int, put: Put) -> Cont
         return Content(None, None)
     if len(blocks) == 1:
         return Content(blocks[0], None)
-    cuts = range(0, len(blocks), LIST_IDS)
-    lists = tuple(put(Kind.LIST, encode_list(blocks[at : at + LIST_IDS])) for at in cuts)
-    return Content(None, put(Kind.LAYOUT, encode_layout(Layout(cell, (Shard(box, lists),)))))
+    return Content(None, put(Kind.LAYOUT, encode_layout(Layout(cell, (Shard(box, store_lists(blocks, put)),)))))
+
+
+def store_lists(blocks: list[ObjectId], put: Put | None) -> tuple[ObjectId, ...]:
+    """The lists that name these blocks; without `put` only their ids are found out, for others store them."""
+    encoded = [encode_list(blocks[at : at + LIST_IDS]) for at in range(0, len(blocks), LIST_IDS)]
+    return tuple(object_id(Kind.LIST, data) if put is None else put(Kind.LIST, data) for data in encoded)
 
 
 # -- commits ------------------------------------------------------------------------------------------------------

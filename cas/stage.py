@@ -11,7 +11,7 @@ import numpy as np
 from . import frameworks
 from .crew import Crew
 from .state import Leaf
-from .tensors import Array, ArraySource, DeviceSource, Source
+from .tensors import Array, ArraySource, DeviceSource, LocalShard, Source
 
 _ALIGNMENT = 64
 _TASK_BYTES = 16 << 20
@@ -31,46 +31,45 @@ class Stage:
 
     def hold(self, leaves: Iterable[Leaf]) -> None:
         """Copy the bytes of every leaf, tied ones once, and let the leaves read from the copy from now on."""
-        by_device: dict[str | None, list[Leaf]] = {}
+        by_device: dict[str | None, list[LocalShard]] = {}
         for leaf in leaves:
             if leaf.tied_to is None:
-                by_device.setdefault(leaf.source.device, []).append(leaf)
+                for shard in leaf.shards:
+                    by_device.setdefault(shard.source.device, []).append(shard)
         for device, held in by_device.items():
             places = self._places(device, held)
             if device is None:
                 self._copy_host(held, places)
             else:
-                for leaf, place in zip(held, places, strict=True):
-                    cast(DeviceSource, leaf.source).copy_to(place)
+                for shard, place in zip(held, places, strict=True):
+                    cast(DeviceSource, shard.source).copy_to(place)
                 frameworks.named(device).wait_for_copies()
-            for leaf, place in zip(held, places, strict=True):
-                leaf.source = ArraySource(place)
-                if leaf.tensor is not None:
-                    leaf.tensor.source = leaf.source
+            for shard, place in zip(held, places, strict=True):
+                shard.source = ArraySource(place)
         for leaf in leaves:
-            if leaf.tied_to is not None and leaf.tensor is not None:
-                leaf.source = leaf.tensor.source = leaf.tied_to.source
+            if leaf.tied_to is not None:
+                leaf.shards[:] = leaf.tied_to.shards  # let go of the caller's memory here too
 
-    def _places(self, device: str | None, leaves: list[Leaf]) -> list[Array]:
+    def _places(self, device: str | None, shards: list[LocalShard]) -> list[Array]:
         starts, total = [], 0
-        for leaf in leaves:
+        for shard in shards:
             starts.append(total)
-            total += -(-leaf.source.nbytes // _ALIGNMENT) * _ALIGNMENT
+            total += -(-shard.source.nbytes // _ALIGNMENT) * _ALIGNMENT
         slab = self._slabs.get(device)
         if slab is None or len(slab) < total:
             self._slabs.pop(device, None)
             slab = np.empty(total, np.uint8) if device is None else frameworks.named(device).pinned(total)
             self._slabs[device] = slab
-        return [slab[start : start + leaf.source.nbytes] for start, leaf in zip(starts, leaves, strict=True)]
+        return [slab[start : start + shard.source.nbytes] for start, shard in zip(starts, shards, strict=True)]
 
-    def _copy_host(self, leaves: list[Leaf], places: list[Array]) -> None:
+    def _copy_host(self, shards: list[LocalShard], places: list[Array]) -> None:
         with Crew(self._threads) as crew:
             task: list[_Copy] = []
             size = 0
-            for leaf, place in zip(leaves, places, strict=True):
-                for start in range(0, leaf.source.nbytes, _TASK_BYTES):
-                    stop = min(leaf.source.nbytes, start + _TASK_BYTES)
-                    task.append((leaf.source, start, place[start:stop]))
+            for shard, place in zip(shards, places, strict=True):
+                for start in range(0, shard.source.nbytes, _TASK_BYTES):
+                    stop = min(shard.source.nbytes, start + _TASK_BYTES)
+                    task.append((shard.source, start, place[start:stop]))
                     size += stop - start
                     if size >= _TASK_BYTES:
                         crew.submit(partial(_copy, task))

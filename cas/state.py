@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 from . import frameworks
 from .arrays import scalar_node
 from .errors import CasError, Invalid, Unsupported
+from .grid import Box
 from .nodes import (
     INLINE_TEXT,
     KEYED,
@@ -27,7 +29,7 @@ from .nodes import (
 )
 from .objects import Put, seal
 from .paths import Path, format_path
-from .tensors import Adapter, BytesSource, Composite, Source, Tensor
+from .tensors import Adapter, BytesSource, Composite, LocalShard, Source, Tensor
 
 MAX_KEY = 64 << 10
 
@@ -36,11 +38,12 @@ MAX_KEY = 64 << 10
 class Leaf:
     """Bytes to store. `content` is set once they are; tied leaves share one `Leaf.tie` and all but one is skipped.
 
-    `cell` is where blocks end, in bytes, if it does not follow from the size.
+    `shards` are what this process holds: all there is, or other processes hold the rest. `cell` is where blocks end,
+    in bytes, if it does not follow from the size.
     """
 
     path: Path
-    source: Source
+    shards: list[LocalShard]
     tensor: Tensor | None
     tag: Tag = Tag.TENSOR
     content: Content | None = None
@@ -48,11 +51,30 @@ class Leaf:
     tie: int | None = None
     cell: int = 0
 
+    @classmethod
+    def of_bytes(cls, path: Path, source: Source, tag: Tag, cell: int = 0) -> Leaf:
+        """Bytes that are no tensor, as one dimension of elements of one byte."""
+        return cls(path, [LocalShard(Box.whole((source.nbytes,)), source)], None, tag, cell=cell)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of all shards together, in elements."""
+        return self.shards[0].box.shape if self.tensor is None else self.tensor.shape
+
+    @property
+    def itemsize(self) -> int:
+        return 1 if self.tensor is None else self.tensor.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards together, wherever they are held."""
+        return math.prod(self.shape) * self.itemsize
+
     def node(self) -> Node:
         content = self.content if self.tied_to is None else self.tied_to.content
         assert content is not None, "a leaf's node is made after its bytes were stored"
         if self.tensor is None:
-            return LongEntry(self.tag, self.source.nbytes, content).node()
+            return LongEntry(self.tag, self.nbytes, content).node()
         tensor = self.tensor
         return TensorEntry(tensor.framework, tensor.dtype.name, tensor.shape, content, self.tie).node()
 
@@ -102,7 +124,7 @@ class Walk:
         if kind is str:
             return self._text(value)
         if kind is bytes:
-            return value if len(value) <= INLINE_TEXT else self._leaf(BytesSource(value), None, Tag.BYTES)
+            return value if len(value) <= INLINE_TEXT else self._bytes(BytesSource(value), Tag.BYTES)
         return self._other(value)
 
     def _container(self, value: Any, tag: Tag, keys: list[Any] | None, values: Any) -> Container:
@@ -145,7 +167,7 @@ class Walk:
 
     def _text(self, value: str) -> Any:
         data = self._utf8(value, "text")
-        return value if len(data) <= INLINE_TEXT else self._leaf(BytesSource(data), None, Tag.TEXT)
+        return value if len(data) <= INLINE_TEXT else self._bytes(BytesSource(data), Tag.TEXT)
 
     def _other(self, value: Any) -> Any:
         scalar = scalar_node(value)
@@ -182,10 +204,10 @@ class Walk:
             data = pickle.dumps(value, protocol=5)
         except Exception as error:  # whatever the object's own code raises
             raise Unsupported(f"{self._here()} is a {name} that cannot be pickled: {error}") from error
-        return self._leaf(BytesSource(data), None, Tag.PICKLE)
+        return self._bytes(BytesSource(data), Tag.PICKLE)
 
     def _tensor(self, tensor: Tensor) -> Leaf:
-        leaf = self._leaf(tensor.source, tensor, Tag.TENSOR)
+        leaf = self._leaf(Leaf(tuple(self._trail), tensor.shards, tensor))
         if tensor.alias is None:
             return leaf
         first = self._aliases.setdefault(tensor.alias, leaf)
@@ -195,8 +217,10 @@ class Walk:
             leaf.tied_to, leaf.tie = first, first.tie
         return leaf
 
-    def _leaf(self, source: Source, tensor: Tensor | None, tag: Tag) -> Leaf:
-        leaf = Leaf(tuple(self._trail), source, tensor, tag)
+    def _bytes(self, source: Source, tag: Tag) -> Leaf:
+        return self._leaf(Leaf.of_bytes(tuple(self._trail), source, tag))
+
+    def _leaf(self, leaf: Leaf) -> Leaf:
         self.leaves.append(leaf)
         return leaf
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from .backend import Buffer
 from .dtypes import DType
+from .grid import Box
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -95,14 +96,38 @@ def rows_under(array: Any, start: int, stop: int) -> Iterator[Any]:
 
 
 @dataclass(slots=True)
+class LocalShard:
+    """What this process holds of a tensor: a box of it, and the box's own elements."""
+
+    box: Box
+    source: Source
+
+
+@dataclass(slots=True)
 class Tensor:
-    """A tensor about to be stored. Leaves with the same `alias` are one tensor under several paths."""
+    """A tensor about to be stored. Leaves with the same `alias` are one tensor under several paths.
+
+    `shape` is that of the whole tensor, of which other processes may hold the rest.
+    """
 
     framework: str
     dtype: DType
     shape: tuple[int, ...]
-    source: Source
+    shards: list[LocalShard]
     alias: Hashable | None
+
+    @classmethod
+    def whole(
+        cls, framework: str, dtype: DType, shape: tuple[int, ...], source: Source, alias: Hashable | None
+    ) -> Tensor:
+        """A tensor that this process holds all of."""
+        return cls(framework, dtype, shape, [LocalShard(Box.whole(shape), source)], alias)
+
+    @property
+    def source(self) -> Source:
+        """The bytes of a tensor that is held whole."""
+        (shard,) = self.shards
+        return shard.source
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,11 @@ from .block import MAX_BLOCK_SIZE, MAX_OBJECT_SIZE, Codec, Kind, ObjectId, block
 from .catalog import Catalog
 from .codecs import CodecName, Encoder, Format
 from .crew import Crew, Shelf
+from .cutting import Cut, content_of, cuts_of
 from .errors import Invalid
-from .grid import Box, cell_size, cut
-from .objects import store_content
 from .packing import Counters, Packs
 from .state import Leaf
-from .tensors import Array, Source
+from .tensors import Array
 
 BATCH_BYTES = MAX_BLOCK_SIZE
 BATCH_BLOCKS = 1024
@@ -37,13 +36,19 @@ COMPRESS_OBJECT_FROM = 512
 
 @dataclass(slots=True)
 class _Run:
-    """Consecutive blocks of one source: bytes [edges[n], edges[n + 1]) are block n, named in `ids` from `at` on."""
+    """Consecutive blocks of one cut."""
 
-    source: Source
+    cut: Cut
     format: Format
-    edges: list[int]
-    ids: list[ObjectId]
-    at: int
+    blocks: range
+
+    @property
+    def start(self) -> int:
+        return self.cut.edges[self.blocks.start]
+
+    @property
+    def nbytes(self) -> int:
+        return self.cut.edges[self.blocks.stop] - self.start
 
 
 @dataclass(slots=True)
@@ -98,39 +103,39 @@ class ObjectWriter:
     # -- leaves -------------------------------------------------------------------------------------------------
 
     def store(self, leaves: Iterable[Leaf]) -> int:
-        """Store the bytes of every leaf and set its content; returns the blocks that they have."""
-        plans = [(leaf, *self._cut(leaf)) for leaf in leaves if leaf.tied_to is None]
+        """Store the bytes of every leaf, all of which are held here, and set its content; returns its blocks."""
+        block_size = self._settings.block_size
+        plans = [(leaf, cuts_of(leaf, block_size)) for leaf in leaves if leaf.tied_to is None]
+        self.store_blocks([cut for _, cuts in plans for cut in cuts])
+        for leaf, cuts in plans:
+            leaf.content = content_of(cuts, self.put)
+        return sum(len(cut.ids) for _, cuts in plans for cut in cuts)
+
+    def store_blocks(self, cuts: Iterable[Cut]) -> None:
+        """Name the blocks of every cut, and store those that are this process's to store."""
         with Crew(self._settings.threads) as crew:
-            for batch in self._batches(plans):
+            for batch in self._batches(cuts):
                 crew.submit(partial(self._store_batch, batch))
-        for leaf, box, cell, _, ids in plans:
-            leaf.content = store_content(ids, box, cell, self.put)
-        return sum(len(ids) for *_, ids in plans)
 
-    def _cut(self, leaf: Leaf) -> tuple[Box, int, list[int], list[ObjectId]]:
-        nbytes = leaf.source.nbytes
-        cell = min(leaf.cell or cell_size(nbytes, self._settings.block_size), self._settings.block_size)
-        shape, itemsize = (leaf.tensor.shape, leaf.tensor.dtype.itemsize) if leaf.tensor else ((nbytes,), 1)
-        box = Box.whole(shape)
-        edges = cut(box, shape, itemsize, cell)
-        return box, cell, edges, [ObjectId(b"")] * (len(edges) - 1)
-
-    def _batches(self, plans: list[tuple[Leaf, Box, int, list[int], list[ObjectId]]]) -> Iterator[list[_Run]]:
-        """Runs of blocks in the state's order, up to `BATCH_BYTES` together."""
+    def _batches(self, cuts: Iterable[Cut]) -> Iterator[list[_Run]]:
+        """Runs of blocks in the order of the cuts, up to `BATCH_BYTES` together."""
         batch: list[_Run] = []
         size = blocks = 0
-        for leaf, _, _, edges, ids in plans:
-            form = Format(leaf.tensor.dtype if leaf.tensor else None)
-            first = 0
-            while first < len(ids):
+        for cut in cuts:
+            if not cut.duty.replicas:
+                continue
+            tensor, edges = cut.leaf.tensor, cut.edges
+            form = Format(tensor.dtype if tensor else None)
+            first, count = 0, len(cut.ids)
+            while first < count:
                 last = first + 1
-                while last < len(ids) and size + edges[last + 1] - edges[first] <= BATCH_BYTES:
+                while last < count and size + edges[last + 1] - edges[first] <= BATCH_BYTES:
                     last += 1
                 if batch and (size + edges[last] - edges[first] > BATCH_BYTES or blocks >= BATCH_BLOCKS):
                     yield batch
                     batch, size, blocks = [], 0, 0
                     continue
-                batch.append(_Run(leaf.source, form, edges[first : last + 1], ids, first))
+                batch.append(_Run(cut, form, range(first, last)))
                 size, blocks, first = size + edges[last] - edges[first], blocks + last - first, last
         if batch:
             yield batch
@@ -139,7 +144,7 @@ class ObjectWriter:
         with self._settings.benches.borrow() as bench:
             self._store_on(bench, batch)
         if self._progress is not None:
-            self._progress(sum(run.edges[-1] - run.edges[0] for run in batch))
+            self._progress(sum(run.nbytes for run in batch))
 
     def _store_on(self, bench: Workbench, batch: list[_Run]) -> None:
         views: list[tuple[ObjectId, Array, Format]] = []
@@ -158,15 +163,17 @@ class ObjectWriter:
         self._packs.append_raw(raw)
 
     def _hash_run(self, run: _Run, scratch: Array, position: int, views: list[tuple[ObjectId, Array, Format]]) -> int:
-        """Copy a run's bytes to `scratch` from `position` on, then name its blocks."""
-        first, length = run.edges[0], run.edges[-1] - run.edges[0]
+        """Copy a run's bytes to `scratch` from `position` on, then name its blocks; those of ours go to `views`."""
+        cut, start, length = run.cut, run.start, run.nbytes
         copy = scratch[position : position + length]
-        run.source.read_into(first, copy)
-        for number in range(len(run.edges) - 1):
-            view = copy[run.edges[number] - first : run.edges[number + 1] - first]
+        cut.source.read_into(start, copy)
+        edges, own = cut.edges, cut.own
+        for number in run.blocks:
+            view = copy[edges[number] - start : edges[number + 1] - start]
             name = block_id(view)  # type: ignore[arg-type]  # an array of bytes is a buffer
-            run.ids[run.at + number] = name
-            views.append((name, view, run.format))
+            cut.ids[number] = name
+            if number in own:
+                views.append((name, view, run.format))
         return position + length
 
     def _claims(self, name: ObjectId) -> bool:

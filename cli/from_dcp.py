@@ -68,7 +68,7 @@ class _Reading:
         for box, chunk in stored:
             self._share(info, box, chunk)
         source = ChunkedSource(info.shape, info.dtype.itemsize, [chunk.chunk(box) for box, chunk in stored])
-        return Tensor("torch", info.dtype, info.shape, source, None)
+        return Tensor.whole("torch", info.dtype, info.shape, source, None)
 
     def _chunk(self, name: str, info: TensorInfo, box: Box) -> StoredTensor:
         chunk = load(self.metadata.item(name, box.start))

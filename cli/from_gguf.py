@@ -62,7 +62,7 @@ def read_gguf(file: KnownFile, name: str) -> Parsed:
     metadata = dict(_unique(header.pair() for _ in range(keys)))
     found = dict(_unique(header.tensor() for _ in range(tensors)))
     places = _places(file, header.at, _alignment(metadata), found)
-    model = {key: Tensor("torch", t.dtype, t.shape, places[key], None) for key, t in found.items()}
+    model = {key: Tensor.whole("torch", t.dtype, t.shape, places[key], None) for key, t in found.items()}
     types = {key: t.type for key, t in found.items() if t.type not in _DTYPES}
     state = {"metadata": metadata, "model": model, **({"types": types} if types else {})}
     return Parsed(state, {name: in_pieces(file, places.values())})

@@ -91,7 +91,7 @@ class _Entry:
         return self.start, self.stop
 
     def tensor(self, file: KnownFile, start: int) -> Tensor:
-        return Tensor("torch", self.dtype, self.shape, file.part(start + self.start, start + self.stop), None)
+        return Tensor.whole("torch", self.dtype, self.shape, file.part(start + self.start, start + self.stop), None)
 
 
 def _sizes(value: Any, limit: int) -> TypeGuard[list[int]]:

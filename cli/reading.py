@@ -68,7 +68,7 @@ def _check(parsed: Parsed, nbytes: int) -> None:
         _, leaves = state_skeleton(parsed.state, allow_pickle=False)
     except CasError as error:
         raise Unreadable(str(error)) from error
-    if sum(leaf.source.nbytes for leaf in leaves) > _REPEATED * nbytes:
+    if sum(leaf.nbytes for leaf in leaves) > _REPEATED * nbytes:
         raise Unreadable("its tensors show its bytes over and over")
 
 

@@ -52,7 +52,7 @@ class StoredTensor:
     def leaf(self) -> Tensor:
         """Tied to every other of the same elements in the same order."""
         alias = (self.data.file.path, self.data.start, self.dtype.name, self.shape, self.strides)
-        return Tensor("torch", self.dtype, self.shape, self.source, alias if self.data.nbytes else None)
+        return Tensor.whole("torch", self.dtype, self.shape, self.source, alias if self.data.nbytes else None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ def bring_in(place: Path, opaque: bool = False) -> dict[str, bytes]:
     file = KnownFile.at(place / "came" / "weights")
     part = file.part(len(HEAD), file.nbytes - 3)
     origin = {"sub/weights": [file.part(0, len(HEAD)), part, file.part(file.nbytes - 3, file.nbytes)], "empty": []}
-    state: Any = {} if opaque else {"w": Tensor("numpy", DTYPES["float32"], (2_000_000,), part, None)}
+    state: Any = {} if opaque else {"w": Tensor.whole("numpy", DTYPES["float32"], (2_000_000,), part, None)}
     commit(place, state, origin=origin, files={"config.json": place / "came" / "config.json"}, step=3)
     return held
 

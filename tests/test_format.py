@@ -238,7 +238,7 @@ import sys, pickle, cas, cas.files, cas.tensors, cas.dtypes
 state, files, taken_in = pickle.load(sys.stdin.buffer)
 file = cas.files.KnownFile.at(taken_in)
 head, body = file.part(0, 7), file.part(7, file.nbytes)
-state["taken in"] = cas.tensors.Tensor("numpy", cas.dtypes.DTYPES["float32"], (body.nbytes // 4,), body, None)
+state["taken in"] = cas.tensors.Tensor.whole("numpy", cas.dtypes.DTYPES["float32"], (body.nbytes // 4,), body, None)
 with cas.open(sys.argv[1], create=True) as store:
     for codec in ("raw", "zstd", "planes"):
         store.commit(state, codec=codec, branch=codec, files=files, origin={"a/b": [head, body]}, message="hi",

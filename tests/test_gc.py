@@ -302,7 +302,7 @@ class Slow:
         self._last = np.arange(2048, dtype=np.uint8)
         self._held = Held(self._last)
         self._found = threading.Event()
-        tensor = Tensor("numpy", DTYPES["uint8"], (2048,), self._held, None)
+        tensor = Tensor.whole("numpy", DTYPES["uint8"], (2048,), self._held, None)
         self.wanted = {**first, "last": self._last}
         self._thread = threading.Thread(target=self._run, args=(store, {**first, "last": tensor}, branch))
         self._thread.start()

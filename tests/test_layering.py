@@ -19,15 +19,15 @@ FOLDERS = {"cas": "cas", "torch_adapter": "cas.torch", "cli": "cas.cli"}
 # The core from the ground up. Modules of one row do not import each other. The folders stand above it whole.
 ORDER = (
     {"errors"},
-    {"backend", "buffers", "crew", "dtypes", "envelope", "findings", "flocks", "imprint", "paths"},
-    {"directfile", "tensors", "block", "grid", "reserve"},
+    {"backend", "buffers", "crew", "dtypes", "envelope", "findings", "flocks", "grid", "imprint", "paths"},
+    {"directfile", "tensors", "block", "reserve"},
     {"arrays", "elements", "files", "local", "entropy"},
     {"planes", "nodes", "refs", "frameworks"},
     {"codecs", "pack", "identity", "objects", "lists"},
     {"log"},
     {"index", "state", "commits"},
     {"catalog", "picking", "stage", "background"},
-    {"packing", "roots"},
+    {"cutting", "packing", "roots"},
     {"branches", "fence", "moving", "revisions", "reader", "writer"},
     {"ancestry", "extent", "reach", "committing", "retention", "rowcheck"},
     {"closure", "damage", "loader", "needs", "salvage"},

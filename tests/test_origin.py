@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> KnownFile:
 def taken_in(file: KnownFile) -> tuple[dict[str, Any], dict[str, Any]]:
     """A state whose one tensor lies in the file, and the file's pieces."""
     body = file.part(len(HEAD), file.nbytes - 3)
-    tensor = Tensor("numpy", DTYPES["float32"], (1000, 3000), body, None)
+    tensor = Tensor.whole("numpy", DTYPES["float32"], (1000, 3000), body, None)
     return {"w": tensor}, {"sub/weights": [file.part(0, len(HEAD)), body, file.part(file.nbytes - 3, file.nbytes)]}
 
 

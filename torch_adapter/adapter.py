@@ -48,7 +48,7 @@ class TorchAdapter:
         else:
             alias = _alias(value, shape)
         source = ArraySource(elements(value)) if value.is_cpu else devices.DeviceSource(value)
-        return tensors.Tensor("torch", dtype, shape, source, alias)
+        return tensors.Tensor.whole("torch", dtype, shape, source, alias)
 
     def foreign(self, value: Any) -> tuple[str, str] | None:
         return foreign.foreign(value)
