@@ -18,6 +18,7 @@ from .collecting import collecting
 from .commands import commands
 from .contenders import Contender, contender
 from .growth import growth
+from .layouts import layouts
 from .machine import machine, sentence
 from .operations import OPERATIONS, Trial, first
 from .report import as_json, as_markdown
@@ -123,6 +124,13 @@ def collection(run: Run) -> None:
         run.results.add(found)
 
 
+def second_layouts(run: Run) -> None:
+    """The part that changes layouts: the same at every scale."""
+    print("\nlayouts: blocks that a second layout of the same weights adds, and what its ranks read", flush=True)
+    for found in layouts():
+        run.results.add(found)
+
+
 PARTS: dict[str, Callable[[Run], None]] = {
     "trained": in_memory("trained"),
     "commands": command_line,
@@ -130,6 +138,7 @@ PARTS: dict[str, Callable[[Run], None]] = {
     "growth": growing,
     "collecting": collection,
     "large": large,
+    "layouts": second_layouts,
 }
 """A new part is a function here, which adds what it finds to the results, and its figures in targets.py."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from . import layouts
 from .contenders import BASELINE, CONTENDERS
 from .machine import sentence
 from .results import Amounts, Results, mebibytes, seconds
@@ -62,6 +63,8 @@ def as_markdown(where: dict[str, str], results: Results, figures: list[Figure]) 
     for name, about in ALONE.items():
         held = [timing for timing in results.timings if timing.workload == name]
         parts += [_medians(name, about, held)] if held else []
+    if any(held.workload in layouts.MODELS for held in results.amounts):
+        parts.append(_layouts(results))
     parts += [f"{sentence(where)}.", HOW, *results.notes]
     return "\n\n".join(parts) + "\n"
 
@@ -106,6 +109,32 @@ def _medians(name: str, about: str, timings: list[Timing]) -> str:
     width = max(map(len, rows))
     padded = [(*row, *[""] * (width - len(row))) for row in rows]
     return f"**{name}**: {about}.\n\n{_table(('', 'medians', *[''] * (width - 2)), padded)}"
+
+
+def _layouts(results: Results) -> str:
+    """What each change adds to each model and lets the worst rank read, with the bound of either."""
+    rows: list[tuple[str, ...]] = []
+    for change in map(str, layouts.ROWS + layouts.MESHES):
+        held = [results.amount(model, change) for model in layouts.MODELS]
+        costs = [layouts.Cost(**amounts.values) for amounts in held if amounts]
+        rows = rows or [("weights", "", *(mebibytes(cost.state) for cost in costs))]
+        rows.append((change, "added", *(_added(cost) for cost in costs)))
+        rows.append(("", "read", *(f"{_times(cost.read, cost)} ({_times(cost.beyond, cost)})" for cost in costs)))
+    head = ["from, to", "", *layouts.MODELS]
+    return f"**{layouts.NAME}**: {layouts.ABOUT}.\n\n{_table(head, rows)}"
+
+
+def _added(cost: layouts.Cost) -> str:
+    return f"{mebibytes(cost.extra)}, {_percent(cost.extra, cost)} ({_percent(cost.bound, cost)})"
+
+
+def _percent(size: float, cost: layouts.Cost) -> str:
+    share = 100 * size / cost.state
+    return f"{share:.2g} %" if share < 10 else f"{share:,.0f} %"
+
+
+def _times(size: float, cost: layouts.Cost) -> str:
+    return f"{size / cost.part:.2f}x"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from cas.crew import default_threads
 
-from . import collecting
+from . import collecting, layouts
 from .commands import CP
 from .results import Results, seconds
 from .scale import FULL
@@ -47,6 +47,7 @@ SAVE = "torch.save"
 MIN_PLANES = 0.84
 MAX_MEMORY = 512 << 20
 MIN_MARKED = 500_000
+MAX_READ = 1.1
 TARGETS = (
     Target("first commit, auto: speed over torch.save", "trained", "first", "cas auto", SAVE, "speed", 1.5),
     Target("first commit, auto: speed over raw", "trained", "first", "cas auto", "cas raw", "speed", 0.9),
@@ -129,6 +130,7 @@ def figures(results: Results) -> list[Figure]:
     if held is not None:
         found += [_memory(way, held.values[way]) for way in ("import", "checkout")]
     found += _collecting(results)
+    found += _layouts(results)
     stored = results.amount("trained", "stored")
     if stored is not None and "cas planes" in stored.values:
         found.append(_planes(stored.values["cas planes"] / stored.values["state"]))
@@ -161,6 +163,28 @@ def _collecting(results: Results) -> Iterator[Figure]:
     held = results.amount(collecting.NAME, "anonymous memory at the peak")
     if held is not None:
         yield _memory("gc of a million blocks", max(held.values.values()))
+
+
+def _layouts(results: Results) -> Iterator[Figure]:
+    """Figures of changes that split dimension 0 only: the worst of all models."""
+    changes = [str(change) for change in layouts.ROWS]
+    costs = {
+        f"{held.workload}, {held.what}": layouts.Cost(**held.values)
+        for held in results.amounts
+        if held.workload in layouts.MODELS and held.what in changes
+    }
+    if not costs:
+        return
+    edges, reads = "(inner edges of both) x cell", "its part, but for a cell at each inner edge"
+    added = {name: cost.tensor_extra / cost.tensor_bound for name, cost in costs.items()}
+    yield _worst(f"bytes that a second layout adds to a tensor, over {edges}", added, 1)
+    read = {name: cost.beyond / cost.part for name, cost in costs.items()}
+    yield _worst(f"bytes that a rank reads of another layout, over {reads}", read, MAX_READ)
+
+
+def _worst(what: str, values: dict[str, float], bound: float) -> Figure:
+    name = max(values, key=lambda name: values[name])
+    return Figure(what, round(values[name], 4), f"at most {bound}", values[name] <= bound, name)
 
 
 def _memory(way: str, peak: float) -> Figure:

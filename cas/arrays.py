@@ -8,6 +8,7 @@ import numpy as np
 
 from .dtypes import DTYPES, DType
 from .errors import Corrupt, Invalid, Unsupported
+from .grid import Box
 from .tensors import Array, ArraySource, Tensor
 
 _NAMES = (
@@ -61,6 +62,9 @@ class ArrayAdapter:
         array: Array = np.empty(shape, dtype.name)
         return array, memoryview(array.reshape(-1).view(np.uint8))
 
+    def parts(self, target: Any, dtype: DType, shape: tuple[int, ...]) -> list[tuple[Box, Any]]:
+        return [(Box.whole(shape), target)]
+
     def host_bytes(self, target: Any, dtype: DType, shape: tuple[int, ...]) -> memoryview | None:
         if not isinstance(target, np.ndarray) or target.dtype != np.dtype(dtype.name) or target.shape != shape:
             raise Invalid(f"is not a numpy array of dtype {dtype.name} and shape {shape}")
@@ -82,3 +86,6 @@ class ArrayAdapter:
 
     def world_size(self) -> int:
         return 1
+
+    def team(self, group: Any) -> None:
+        return None

@@ -13,9 +13,9 @@ _log = logging.getLogger("cas")
 
 
 class Pending:
-    """A commit on its way. The interpreter does not exit before it has ended."""
+    """A commit on its way. The interpreter does not exit before it has ended. Without `work` it was skipped."""
 
-    def __init__(self, work: Callable[[], Commit]) -> None:
+    def __init__(self, work: Callable[[], Commit] | None) -> None:
         self._work = work
         self._result: Commit | None = None
         self._failure: BaseException | None = None
@@ -30,10 +30,15 @@ class Pending:
     def _run(self) -> None:
         self._caller_goes_on.wait()  # else this thread would keep the interpreter for a while, and the caller waiting
         try:
-            self._result = self._work()
+            self._result = None if self._work is None else self._work()
         except BaseException as error:  # kept for whoever waits; logged for the case that nobody does
             self._failure = error
             _log.error("the background commit failed: %s", error)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether nothing was committed, since another commit was in flight; `wait` then raises."""
+        return self._work is None
 
     @property
     def done(self) -> bool:
@@ -49,7 +54,7 @@ class Pending:
             self._raised = True
             raise self._failure
         if self._result is None:
-            raise CasError("the background commit ended without a result")
+            raise CasError("this commit was skipped, as when_busy='skip' asks while another is in flight")
         return self._result
 
     def settle(self) -> None:

@@ -122,6 +122,11 @@ class Branches:
                 if self._loaded.get(branch) == before:
                     self._loaded[branch] = commit
 
+    def adopt(self, branch: str, commit: ObjectId) -> None:
+        """Note that this Store committed `commit` together with others, one of whom published it."""
+        with self._lock:
+            self._loaded[branch] = commit
+
     def forget(self, branch: str) -> None:
         with self._lock:
             self._loaded.pop(branch, None)

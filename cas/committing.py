@@ -15,8 +15,8 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
 
 from . import objects
 from .backend import Backend
@@ -27,10 +27,12 @@ from .codecs import CODEC_NAMES, CodecName
 from .commits import Commit, Stats, commit_of
 from .errors import Invalid
 from .files import FileRange, KnownFile
+from .grid import covers
 from .log import user
 from .nodes import INLINE_TEXT, MAX_BYTES, Node, Tag, pack
 from .objects import Origin, Sizes, encode_commit, encode_tree, seal
-from .paths import is_file_name
+from .packing import Counters
+from .paths import format_path, is_file_name
 from .state import Container, Leaf, Walk, tree_node
 from .tensors import Source
 from .writer import ObjectWriter, WriterSettings
@@ -51,7 +53,14 @@ class CommitOptions(TypedDict, total=False):
     unless_in: a revision; where a commit of its history has the same state, files, origin and step, that one is
     returned and the branch stays.
     progress: called with a number of bytes, from any thread, whenever so many more were stored or found to be.
-    group: None for this process alone, needed where the job has several.
+    group: the torch.distributed group all of whose ranks make this call together, each with what it holds of the
+    state; None for this process alone. Needed where the job has several processes. What the commit says beside the
+    state (step, message, metrics, meta, files, parent, unless_in) is then what rank 0 gives.
+    replicas: `equal`, what several ranks hold must not differ; `first`, the lowest rank's is taken without a look at
+    the others'.
+    timeout: seconds that ranks wait for one another, at each step.
+    when_busy: what `commit_async` does while the one before is still in flight: `wait` for it, `skip` this one and
+    return None, or `raise`. With a group rank 0 decides for all.
     """
 
     branch: str
@@ -67,13 +76,25 @@ class CommitOptions(TypedDict, total=False):
     unless_in: str | None
     progress: Callable[[int], None] | None
     group: Any
+    replicas: Literal["equal", "first"]
+    timeout: float
+    when_busy: Literal["wait", "skip", "raise"]
+
+
+TIMEOUT = 1800.0
+"""Seconds, as torch.distributed gives the ranks of a gloo group."""
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "codec": CODEC_NAMES,
+    "replicas": ("equal", "first"),
+    "when_busy": ("wait", "skip", "raise"),
+}
 
 
 @dataclass(slots=True)
 class Request:
     """All that a commit will say, checked, before anything is stored. `skeleton` is the state's."""
 
-    base: Base
+    branch: str
     step: int | None
     message: str
     metrics: Node
@@ -88,21 +109,36 @@ class Request:
     started: float
 
     @property
-    def all_leaves(self) -> list[Leaf]:
+    def side_leaves(self) -> list[Leaf]:
+        """What is stored beside the state."""
         pieces = [leaf for _, leaves in self.origin for leaf in leaves]
-        return self.leaves + [leaf for _, leaf in self.files] + pieces
+        return [leaf for _, leaf in self.files] + pieces
 
 
-def request(state: Any, options: CommitOptions, base: Base, started: float) -> Request:
-    """The checked request; errors name the argument or the path in the state."""
-    codec, message = options.get("codec", "auto"), options.get("message", "")
-    if codec not in CODEC_NAMES:
-        raise Invalid(f"codec is one of {', '.join(CODEC_NAMES)}, not {codec!r}")
+def check_options(options: CommitOptions) -> None:
+    unknown = options.keys() - CommitOptions.__annotations__.keys()
+    if unknown:
+        raise Invalid(f"commit takes no {sorted(unknown)[0]}=; it takes {', '.join(CommitOptions.__annotations__)}")
+    for name, choices in _CHOICES.items():
+        chosen = options.get(name, choices[0])
+        if chosen not in choices:
+            raise Invalid(f"{name} is one of {', '.join(choices)}, not {chosen!r}")
+    check_timeout(options.get("timeout", TIMEOUT))
+
+
+def check_timeout(timeout: Any) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 1e7:
+        raise Invalid(f"timeout is a positive number of seconds, not {timeout!r:.60}")
+
+
+def request(state: Any, options: CommitOptions, started: float, rank: int = 0) -> Request:
+    """The checked request; errors name the argument or the path in the state. `rank` is this process's in its job."""
+    message = options.get("message", "")
     if type(message) is not str or any("\ud800" <= char <= "\udfff" for char in message):
         raise Invalid(f"message is a text of valid Unicode, not {message!r:.60}")
-    skeleton, leaves = state_skeleton(state, options.get("allow_pickle", False))
+    skeleton, leaves = state_skeleton(state, options.get("allow_pickle", False), rank)
     return Request(
-        base=base,
+        branch=options.get("branch", "main"),
         step=step_of(options.get("step")),
         message=message,
         metrics=metrics_node(_mapping("metrics", options.get("metrics"))),
@@ -111,7 +147,7 @@ def request(state: Any, options: CommitOptions, base: Base, started: float) -> R
         origin=origin_of(_mapping("origin", options.get("origin")), leaves),
         skeleton=skeleton,
         leaves=leaves,
-        codec=codec,
+        codec=options.get("codec", "auto"),
         unless_in=options.get("unless_in"),
         progress=options.get("progress"),
         started=started,
@@ -124,9 +160,9 @@ def _mapping(name: str, given: Any) -> Mapping[Any, Any]:
     return given or {}
 
 
-def state_skeleton(state: Any, allow_pickle: bool) -> tuple[Any, list[Leaf]]:
+def state_skeleton(state: Any, allow_pickle: bool, rank: int = 0) -> tuple[Any, list[Leaf]]:
     """The state's skeleton and leaves; errors name the path."""
-    walk = Walk(allow_pickle)
+    walk = Walk(allow_pickle, rank)
     return walk.visit(state), walk.leaves
 
 
@@ -222,30 +258,69 @@ def step_of(step: Any) -> int | None:
 
 
 def write(
-    request: Request, backend: Backend, catalog: Catalog, settings: WriterSettings
-) -> tuple[ObjectId, objects.Commit, int, int]:
-    """Steps 1 and 2: all objects durable. Returns id, commit, blocks and new blocks; nothing is published."""
+    request: Request, base: Base, backend: Backend, catalog: Catalog, settings: WriterSettings
+) -> tuple[ObjectId, objects.Commit, Stored]:
+    """Steps 1 and 2 by this process alone: all objects durable; nothing is published."""
+    leaves = request.leaves
     with ObjectWriter(backend, catalog, request.codec, settings, request.progress) as writer:
-        blocks = writer.store(request.all_leaves)
-        tree = writer.put(Kind.TREE, encode_tree(tree_node(request.skeleton, writer.put)))
-        counters = writer.counters
-        raw = sum(leaf.nbytes for leaf in request.all_leaves if leaf.tied_to is None)
-        commit = objects.Commit(
-            tree=tree,
-            parents=request.base.parents,
-            time=max(0, time.time_ns() // 1000),
-            author=f"{user()}@{socket.gethostname()}",
-            message=request.message,
-            step=request.step,
-            metrics=request.metrics,
-            meta=request.meta,
-            files=[Tag.DICT, [[name, leaf.node()] for name, leaf in request.files]],
-            origin=_stored_origin(request, writer),
-            sizes=Sizes(raw, counters.new_raw, counters.new_stored),
-        )
-        name = writer.put(Kind.COMMIT, encode_commit(commit))
-        writer.finish()
-    return name, commit, blocks, counters.new_blocks
+        blocks = writer.store(leaves)
+        raw = sum(leaf.nbytes for leaf in leaves if leaf.tied_to is None)
+        return seal_commit(request, base, request.skeleton, Stored(raw, blocks), writer)
+
+
+@dataclass(slots=True)
+class Stored:
+    """What a commit took: bytes of its state and files, its blocks, and what of it was new."""
+
+    raw: int
+    blocks: int
+    new: Counters = field(default_factory=Counters)
+
+
+def seal_commit(
+    request: Request, base: Base, skeleton: Any, stored: Stored, writer: ObjectWriter
+) -> tuple[ObjectId, objects.Commit, Stored]:
+    """Store what stands beside the state, the trees and the commit, and make all of it durable.
+
+    The leaves of `skeleton` are stored; `stored` says what that took, here without what `writer` counted.
+    """
+    side = request.side_leaves
+    stored.blocks += writer.store(side)
+    stored.raw += sum(leaf.nbytes for leaf in side if leaf.tied_to is None)
+    tree = writer.put(Kind.TREE, encode_tree(tree_node(skeleton, writer.put)))
+    stored.new.add(writer.counters)
+    commit = objects.Commit(
+        tree=tree,
+        parents=base.parents,
+        time=max(0, time.time_ns() // 1000),
+        author=f"{user()}@{socket.gethostname()}",
+        message=request.message,
+        step=request.step,
+        metrics=request.metrics,
+        meta=request.meta,
+        files=[Tag.DICT, [[name, leaf.node()] for name, leaf in request.files]],
+        origin=_stored_origin(request, writer),
+        sizes=Sizes(stored.raw, stored.new.new_raw, stored.new.new_stored),
+    )
+    name = writer.put(Kind.COMMIT, encode_commit(commit))
+    writer.finish()
+    return name, commit, stored
+
+
+def check_held_whole(leaves: list[Leaf]) -> None:
+    """`Invalid` if this process does not hold all of some tensor."""
+    for leaf in leaves:
+        if leaf.tensor is not None and len(leaf.shards) != 1 and not covers(leaf.shape, [s.box for s in leaf.shards]):
+            raise Invalid(not_whole(leaf))
+        if len(leaf.shards) == 1 and leaf.shards[0].box.shape != leaf.shape:
+            raise Invalid(not_whole(leaf))
+
+
+def not_whole(leaf: Leaf) -> str:
+    return (
+        f"state path {format_path(leaf.path)} is sharded over several ranks, of which this is one; commit with group= "
+        "the torch.distributed group of all of them"
+    )
 
 
 def _stored_origin(request: Request, writer: ObjectWriter) -> Origin | None:
@@ -257,8 +332,8 @@ def _stored_origin(request: Request, writer: ObjectWriter) -> Origin | None:
     return Origin(writer.put(Kind.TREE, encode_tree(node)), nbytes)
 
 
-def result(name: ObjectId, commit: objects.Commit, request: Request, blocks: int, new_blocks: int) -> Commit:
+def result(name: ObjectId, commit: objects.Commit, request: Request, stored: Stored) -> Commit:
     """What the caller of `commit` gets."""
     sizes, seconds = commit.sizes, time.perf_counter() - request.started
-    stats = Stats(sizes.raw, sizes.new_raw, sizes.new_stored, blocks, new_blocks, seconds)
-    return commit_of(name, commit, request.base.branch, stats)
+    stats = Stats(sizes.raw, sizes.new_raw, sizes.new_stored, stored.blocks, stored.new.new_blocks, seconds)
+    return commit_of(name, commit, request.branch, stats)

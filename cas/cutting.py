@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from .block import Kind, ObjectId
 from .grid import Box, cell_size, cut
-from .nodes import Content
+from .nodes import EMPTY, Content
 from .objects import Layout, Put, Shard, encode_layout, store_content, store_lists
 from .state import Leaf
 from .tensors import Source
@@ -58,24 +59,25 @@ class Cut:
         return b"".join(store_lists(self.ids, put if self.duty.position == 0 else None))
 
 
-def cuts_of(leaf: Leaf, block_size: int, duties: list[Duty] | None = None) -> list[Cut]:
-    """The shards that hold any bytes, cut; each with its duty, else ours alone."""
+def cuts_of(leaf: Leaf, block_size: int, duties: Iterator[Duty] | None = None) -> list[Cut]:
+    """The shards that have elements, cut; each with the next of the duties, without any all ours."""
     cell = min(leaf.cell or cell_size(leaf.nbytes, block_size), block_size)
     shape, itemsize = leaf.shape, leaf.itemsize
     found = []
-    for number, shard in enumerate(leaf.shards):
+    for shard in leaf.shards:
+        if not shard.box.size:
+            continue
         edges = cut(shard.box, shape, itemsize, cell)
         ids = [ObjectId(b"")] * (len(edges) - 1)
-        found.append(Cut(leaf, shard.box, shard.source, cell, edges, ids, duties[number] if duties else ALL))
+        found.append(Cut(leaf, shard.box, shard.source, cell, edges, ids, ALL if duties is None else next(duties)))
     return found
 
 
 def content_of(cuts: list[Cut], put: Put) -> Content:
     """The content of a leaf that this process holds alone, from its cuts."""
+    if not cuts:
+        return EMPTY
     if len(cuts) == 1:
         return store_content(cuts[0].ids, cuts[0].box, cuts[0].cell, put)
-    held = sorted((cut for cut in cuts if cut.ids), key=lambda cut: cut.box.start)
-    if not held:
-        return Content(None, None)
-    shards = tuple(Shard(cut.box, store_lists(cut.ids, put)) for cut in held)
-    return Content(None, put(Kind.LAYOUT, encode_layout(Layout(held[0].cell, shards))))
+    shards = tuple(Shard(cut.box, store_lists(cut.ids, put)) for cut in sorted(cuts, key=lambda cut: cut.box.start))
+    return Content(None, put(Kind.LAYOUT, encode_layout(Layout(cuts[0].cell, shards))))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .arrays import ArrayAdapter
-from .errors import Unsupported
+from .errors import Invalid, Unsupported
+from .team import Team
 from .tensors import Adapter
 
 if TYPE_CHECKING:
@@ -37,6 +38,15 @@ def _load(name: str) -> Adapter:
 def imported() -> list[Adapter]:
     """The adapters of every framework that this process has imported."""
     return [_NUMPY, *(_load(name) for name in _declared() if name in sys.modules)]
+
+
+def team(group: Any) -> Team:
+    """The ranks of a group of processes, of whatever framework made it."""
+    for adapter in imported():
+        found = adapter.team(group)
+        if found is not None:
+            return found
+    raise Invalid(f"group is a torch.distributed group, or None for this process alone, not {group!r:.60}")
 
 
 def named(framework: str) -> Adapter:

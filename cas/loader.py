@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import frameworks
+from . import frameworks, per_rank
 from .arrays import scalar_value
 from .block import Kind, ObjectId, object_id, short
 from .dtypes import DTYPES
@@ -36,6 +36,7 @@ from .nodes import (
 )
 from .objects import entries_of
 from .paths import Path, Patterns, format_path
+from .per_rank import PerRank
 from .reader import BlockReader, BlockUse, Objects
 from .tensors import Adapter
 
@@ -77,12 +78,26 @@ class _Pending:
         return self.done
 
 
+@dataclass(slots=True)
+class Rank:
+    """Which rank of a job loads: a value of which each has its own comes as that of `number`.
+
+    Where there is none it is an error, or with `skip` left out. `lacking`, if not None, takes the paths that `into`
+    has not, for other ranks to have; else that is an error.
+    """
+
+    number: int
+    skip: bool = False
+    lacking: list[Path] | None = None
+
+
 class _Filled(NamedTuple):
     """Memory of `into` that is filled in place: addresses, and what goes there."""
 
     start: int
     stop: int
     content: Content
+    box: Box
     path: Path
 
 
@@ -96,6 +111,8 @@ class Loader:
     only: Patterns | None = None
     device: Any = None
     allow_pickle: bool = False
+    rank: Rank = field(default_factory=lambda: Rank(0))
+    _skeleton: Any = None
     _entries: int = 0
     _uses: list[BlockUse] = field(default_factory=list)
     _filled: list[_Filled] = field(default_factory=list)
@@ -105,13 +122,22 @@ class Loader:
 
     def load(self, tree: ObjectId, into: Any = MISSING) -> Any:
         """The state under `tree`; tensors of `into`, a state of the same form, are filled in place."""
+        self.plan(tree, into)
+        return self.run()
+
+    def plan(self, tree: ObjectId, into: Any = MISSING) -> None:
+        """Find out what is to be read, and where it goes."""
         with self._naming_lack_of_memory():
-            skeleton = self._plan(self.objects.tree(tree), (), into)
-            if skeleton is MISSING:
+            self._skeleton = self._plan(self.objects.tree(tree), (), into)
+            if self._skeleton is MISSING and not self.rank.lacking:
                 raise Invalid("the patterns in only= match nothing in this commit; see `cas show`")
             _check_apart(self._filled)
+
+    def run(self) -> Any:
+        """Read all that was planned."""
+        with self._naming_lack_of_memory():
             self.blocks.fill(self._uses)
-            return _assemble(skeleton)
+            return _assemble(self._skeleton)
 
     def values(self, node: Node, path: Path = ()) -> Any:
         """The value of one node of the commit; `path` is where it stands."""
@@ -139,6 +165,8 @@ class Loader:
         if held is not None:
             if len(path) >= MAX_DEPTH:
                 raise Corrupt(f"commit {short(self.commit)} is nested deeper than {MAX_DEPTH} levels")
+            if node[0] == Tag.COMPOSITE and node[1:3] == [per_rank.FRAMEWORK, per_rank.KIND]:
+                return self._own(held[1], path, target)
             if node[0] == Tag.COMPOSITE:
                 return self._composite(node, held[1], path)
             return self._container(*held, path, target)
@@ -165,6 +193,11 @@ class Loader:
         children = []
         for key, node in zip(keys, nodes, strict=True):
             absent = target is MISSING or (tag in KEYED_TAGS and key not in target)
+            if absent and target is not MISSING and self.rank.lacking is not None:
+                if self.only is None or self.only.may_match_below((*path, key)):
+                    self.rank.lacking.append((*path, key))
+                children.append(MISSING)
+                continue
             child = self._plan(node, (*path, key), MISSING if absent else target[key])
             if absent and target is not MISSING and child is not MISSING:
                 raise Invalid(f"into= at {format_path(path)} lacks {key!r}, which only= asks for")
@@ -182,11 +215,27 @@ class Loader:
             missing = [key for key in keys if key not in target]
             known = set(keys)
             extra = [key for key in target if key not in known]
-            if (missing or extra) and not self.only:
+            if ((missing and self.rank.lacking is None) or extra) and not self.only:
                 raise Invalid(f"{where} lacks {missing[:5]} and has {extra[:5]} that the commit does not have")
         elif not isinstance(target, list | tuple) or type(target) is not LISTED_TAGS[tag] or len(target) != len(keys):
             kind = LISTED_TAGS[tag].__name__
             raise Invalid(f"{where} is not a {kind} of {len(keys)} items as in the commit")
+
+    def _own(self, parts: list[Node], path: Path, target: Any) -> Any:
+        """This rank's part of a value of which each has its own; `into` has it in a `PerRank`, or bare."""
+        number = self.rank.number
+        node = next((node for key, node in parts if key == number), MISSING)
+        if node is not MISSING and type(target) is PerRank:
+            inner = self._plan(node, path, target.value)
+            return MISSING if inner is MISSING else _Pending(lambda: _refilled(target, inner))
+        if node is not MISSING:
+            return self._plan(node, path, target)
+        if not self.rank.skip and self._wanted(path):
+            raise Invalid(
+                f"{Owner(path, self.commit)} has a value for each of {len(parts)} ranks and none for rank {number}; "
+                'pass per_rank="skip" to leave it out'
+            )
+        return MISSING
 
     def _composite(self, node: Node, parts: list[Node], path: Path) -> Any:
         """A value of all its parts, or of none: to `only` it is one leaf. Like a value it replaces what `into` has."""
@@ -247,33 +296,42 @@ class Loader:
 
     def _tensor_into(self, entry: TensorEntry, extent: Extent, adapter: Adapter, path: Path, target: Any) -> _Pending:
         """Plan the reads; straight into `target` where its memory takes them."""
-        dtype = DTYPES[entry.dtype]
-        place = None if target is MISSING else adapter.host_bytes(target, dtype, entry.shape)
-        fresh = None
-        if place is None:
-            fresh, place = adapter.empty(dtype, entry.shape)
-        elif target is not MISSING and len(place):
-            start = int(np.frombuffer(place, np.uint8).ctypes.data)
-            self._filled.append(_Filled(start, start + len(place), entry.content, path))
-        self._uses.extend(extent.uses(Box.whole(entry.shape), place, Owner(path, self.commit)))
+        dtype, owner = DTYPES[entry.dtype], Owner(path, self.commit)
         if target is MISSING:
-            return _Pending(lambda: fresh if self.device is None else adapter.to_device(fresh, self.device))
-        return _Pending(lambda: _assigned(adapter, target, fresh))
+            made, place = adapter.empty(dtype, entry.shape)
+            self._uses.extend(extent.uses(Box.whole(entry.shape), place, owner))
+            return _Pending(lambda: made if self.device is None else adapter.to_device(made, self.device))
+        assigned: list[tuple[Any, Any]] = []
+        for box, part in adapter.parts(target, dtype, entry.shape):
+            held = adapter.host_bytes(part, dtype, box.shape)
+            if held is None:
+                fresh, held = adapter.empty(dtype, box.shape)
+                assigned.append((part, fresh))
+            elif len(held):
+                start = int(np.frombuffer(held, np.uint8).ctypes.data)
+                self._filled.append(_Filled(start, start + len(held), entry.content, box, path))
+            self._uses.extend(extent.uses(box, held, owner))
+        return _Pending(lambda: _assigned(adapter, target, assigned))
 
 
 def _check_apart(filled: list[_Filled]) -> None:
     """`Invalid` if tensors of `into` share memory that the commit fills with different bytes."""
     for one, other in pairwise(sorted(filled, key=lambda place: (place.start, place.stop))):
-        if other.start < one.stop and one[:3] != other[:3]:
+        if other.start < one.stop and one[:4] != other[:4]:
             raise Invalid(
                 f"{format_path(one.path)} and {format_path(other.path)} share memory in into=, the commit has "
                 "different tensors there; load without into= or untie them"
             )
 
 
-def _assigned(adapter: Adapter, target: Any, fresh: Any) -> Any:
-    if fresh is not None:
-        adapter.assign(target, fresh)
+def _assigned(adapter: Adapter, target: Any, parts: list[tuple[Any, Any]]) -> Any:
+    for part, fresh in parts:
+        adapter.assign(part, fresh)
+    return target
+
+
+def _refilled(target: PerRank, inner: Any) -> PerRank:
+    target.value = _assemble(inner)
     return target
 
 

@@ -6,6 +6,7 @@ import atexit
 import os
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,8 @@ from .block import ObjectId, short
 from .branches import UNSET, Branches
 from .catalog import Catalog, CondemnedToo
 from .crew import default_threads
-from .errors import Invalid, NotFound, Unsupported
+from .errors import Invalid, NotFound
+from .joint import Memory
 from .log import Log, Record
 from .needs import Needs
 from .reader import BlockReader, Objects
@@ -25,6 +27,7 @@ from .revisions import Revisions
 from .roots import Roots
 from .stage import Stage
 from .survey import Surveyor
+from .team import Team
 from .writer import WriterSettings
 
 
@@ -37,6 +40,8 @@ class Opened:
         self.identity = identity.read(backend)
         threads = default_threads()
         self._settings = WriterSettings(self.identity.block_size, threads)
+        self._aside = replace(self._settings, threads=max(1, threads // 2))
+        """For what runs beside training, which wants the processors too."""
         self._catalog = Catalog(backend, index)
         self._needs = index / "needs"
         self._log = Log(backend)
@@ -47,6 +52,7 @@ class Opened:
         self._stage = Stage(threads)
         self._turn = threading.RLock()
         self._pending: Pending | None = None
+        self._memory = Memory()
         self._closed = False
         self._roots.current()
         _open_stores.add(self)
@@ -78,17 +84,22 @@ class Opened:
         if pending is not None:
             pending.settle()
 
-    def _ready(self, group: Any) -> None:
+    def _ready(self, group: Any) -> Team | None:
+        """The ranks that make a call together; None where this process makes it alone."""
         if self._closed:
             raise Invalid(f"store {self.path} was closed; open it again with cas.open")
         self._check_in_place()
         if group is None:
-            return
+            return None
         if group is not UNSET:
-            raise Unsupported("commits and loads by many ranks together are not in this release; pass group=None")
+            return frameworks.team(group)
         size = max(adapter.world_size() for adapter in frameworks.imported())
         if size > 1:
-            raise Invalid(f"the job has {size} processes; pass group=None to mean this process alone")
+            raise Invalid(
+                f"the job has {size} processes; pass group= the torch.distributed group whose ranks all call, or "
+                "group=None to mean this process alone"
+            )
+        return None
 
     def _check_in_place(self) -> None:
         """A store made anew at the same path has none of the packs that a commit through this object leans on."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from .backend import Backend
+from .backend import Backend, Buffer
 from .block import Codec, Kind, ObjectId
 from .catalog import Catalog
 from .pack import PackWriter
@@ -20,11 +21,32 @@ class Counters:
     new_raw: int = 0
     new_stored: int = 0
 
+    def add(self, other: Counters) -> None:
+        self.new_blocks += other.new_blocks
+        self.new_raw += other.new_raw
+        self.new_stored += other.new_stored
+
+
+class Stored(NamedTuple):
+    """An object as it lies in a pack; `raw` is its length before it was encoded."""
+
+    name: ObjectId
+    kind: Kind
+    codec: Codec
+    width: int
+    raw: int
+    data: bytes
+
 
 class Packs:
-    """The pack being filled, and the full ones on their way to the disk. Safe to use from many threads."""
+    """The pack being filled, and the full ones on their way to the disk. Safe to use from many threads.
 
-    def __init__(self, backend: Backend, catalog: Catalog) -> None:
+    The first `hold` bytes stay in memory: where no more come, `release` gives them to be stored elsewhere.
+    """
+
+    def __init__(self, backend: Backend, catalog: Catalog, hold: int = 0) -> None:
+        self._hold = hold
+        self._held: list[Stored] = []
         self._backend = backend
         self._catalog = catalog
         self._lock = threading.RLock()
@@ -39,11 +61,17 @@ class Packs:
         return pack is not None and pack.congested
 
     def append(
-        self, name: ObjectId, kind: Kind, codec: Codec, width: int, raw: int, stored: Array | memoryview
+        self, name: ObjectId, kind: Kind, codec: Codec, width: int, raw: int, stored: Array | Buffer
     ) -> None:
         with self._lock:
             if self._failure is not None:
                 raise self._failure
+            if self._hold:
+                self._hold = max(0, self._hold - len(stored))
+                self._held.append(Stored(name, kind, codec, width, raw, bytes(memoryview(stored))))
+                if not self._hold:
+                    self._write_held()
+                return
             if self._open is None:
                 self._open = PackWriter(self._backend)
             self._open.append(name, kind, codec, width, raw, memoryview(stored))
@@ -59,6 +87,16 @@ class Packs:
         with self._lock:
             for name, data in blocks:
                 self.append(name, Kind.BLOCK, Codec.RAW, 0, len(data), data)
+
+    def release(self) -> list[Stored]:
+        """Everything that was taken, if all of it is still held in memory; it is then not this object's any more."""
+        held, self._held = self._held, []
+        return held
+
+    def _write_held(self) -> None:
+        self._hold = 0
+        for item in self.release():
+            self.append(*item)
 
     def _close_in_background(self, pack: PackWriter) -> None:
         thread = threading.Thread(target=self._publish, args=(pack,), name="cas-pack", daemon=True)
@@ -81,6 +119,7 @@ class Packs:
 
     def finish(self) -> None:
         """Make everything durable: the open pack, which holds what names the others, last."""
+        self._write_held()
         self.settle()
         if self._open is not None:
             pack, self._open = self._open, None

@@ -7,6 +7,7 @@ them. So a writer that stalls for a year, while collectors delete what it leant 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from .errors import CasError, Corrupt, NotFound
 from .lists import ListId, What
 from .log import Log, Record
 
+_VISIBLE_WITHIN = 90.0
+"""Seconds: network file systems show new files to other hosts within 60 at most, as they come."""
 T = TypeVar("T")
 Absent = Mapping[ObjectId, frozenset[ObjectId]]
 """By commit, the objects that are left out on the way down from it."""
@@ -48,6 +51,17 @@ class Roots:
             except NotFound as error:
                 if self._log.head().seq == root.seq:
                     raise Corrupt(f"a list that log record {root.seq} names is gone: {error}; restore it") from error
+
+    def wait_for(self, seq: int) -> None:
+        """Return when this process sees record `seq`, which another says is there, or a newer one."""
+        deadline = time.monotonic() + _VISIBLE_WITHIN
+        while (seen := self.current().seq) < seq:
+            if time.monotonic() > deadline:
+                raise CasError(
+                    f"another rank sees log record {seq}, this one only {seen} after {_VISIBLE_WITHIN:.0f} s: is "
+                    f"{self._backend.url} the same directory on both?"
+                )
+            time.sleep(0.05)
 
     def absent(self, root: Record) -> Absent:
         """What commits lack on purpose under `root`."""

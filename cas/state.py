@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import frameworks
+from . import frameworks, per_rank
 from .arrays import scalar_node
 from .errors import CasError, Invalid, Unsupported
 from .grid import Box
@@ -29,6 +29,8 @@ from .nodes import (
 )
 from .objects import Put, seal
 from .paths import Path, format_path
+from .per_rank import PerRank
+from .slot import Slot
 from .tensors import Adapter, BytesSource, Composite, LocalShard, Source, Tensor
 
 MAX_KEY = 64 << 10
@@ -99,9 +101,10 @@ class Composed:
 
 @dataclass(slots=True)
 class Walk:
-    """One traversal of a state. `leaves` stand in the state's order."""
+    """One traversal of a state by the process of this rank. `leaves` stand in the state's order."""
 
     allow_pickle: bool = False
+    rank: int = 0
     leaves: list[Leaf] = field(default_factory=list)
     _adapters: list[Adapter] = field(default_factory=frameworks.imported)
     _trail: list[Any] = field(default_factory=list)
@@ -174,6 +177,8 @@ class Walk:
         if scalar is not None:
             return [Tag.SCALAR, *scalar]
         # Of a file that is imported, in no framework's memory; or inside of what an adapter took apart.
+        if type(value) is PerRank:
+            return Composed(per_rank.FRAMEWORK, per_rank.KIND, self.visit({self.rank: value.value}))
         known = value if type(value) in (Tensor, Composite) else self._known(value)
         if type(known) is Tensor:
             return self._tensor(known)
@@ -236,4 +241,4 @@ def tree_node(skeleton: Any, put: Put) -> Node:
         return seal(skeleton.tag, entries, put)
     if isinstance(skeleton, Composed):
         return [Tag.COMPOSITE, skeleton.framework, skeleton.kind, tree_node(skeleton.parts, put)]
-    return skeleton.node() if isinstance(skeleton, Leaf) else skeleton
+    return skeleton.node() if isinstance(skeleton, Leaf | Slot) else skeleton

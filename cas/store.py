@@ -2,106 +2,35 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, Literal
 
-from . import committing, diff, objects
+from . import diff
 from .ancestry import newest_first
-from .background import Pending
 from .block import ObjectId
-from .branches import UNSET, Overtaken, Unset
+from .branches import UNSET, Unset
 from .commits import Commit, commit_of
-from .committing import CommitOptions, Request
-from .errors import CasError, Invalid, NotFound
+from .committer import Committer
+from .committing import TIMEOUT, check_timeout
+from .errors import Invalid, NotFound
 from .leaves import Leaves
-from .loader import MISSING, Loader
+from .loader import MISSING, Loader, Rank
 from .log import Record
-from .paths import Patterns
+from .paths import Path, Patterns
 from .refs import Ref, RefKind, is_name
+from .reunion import agree, check_complete, end_together
 from .revisions import default_branch
 from .roots import Absent
-from .upkeep import Upkeep
+from .team import Call
 from .view import view_of
 
 
-class Store(Upkeep):
+class Store(Committer):
     """One store on a local directory. Safe to use from many threads and many processes at once.
 
     A context manager; `close` and interpreter exit wait for a commit that still runs in the background.
     """
-
-    # -- committing ---------------------------------------------------------------------------------------------
-
-    def commit(self, state: Any, **options: Unpack[CommitOptions]) -> Commit:
-        """Store `state` and move the branch to it. When this returns, the commit survives a power cut.
-
-        The parent is what this Store last loaded or committed on the branch; a branch that exists and was never
-        loaded is a `RefConflict`, unless `parent` names its tip. After any error but `CommitUnknown` the branch is
-        as it was. The state must not change during the call. See `CommitOptions` for what else to say.
-        """
-        with self._turn:
-            return self._execute(self._request(state, options))
-
-    def commit_async(self, state: Any, **options: Unpack[CommitOptions]) -> Pending:
-        """As `commit`, but returns once the state is copied to host memory, which is kept and reused.
-
-        One commit is in flight at a time: the next waits for it. A failure is raised by `wait` and, if nobody
-        waited, by the next commit or `close`.
-        """
-        with self._turn:
-            request = self._request(state, options)
-            self._stage.hold(request.all_leaves)
-            self._pending = Pending(partial(self._execute, request))
-            return self._pending
-
-    def _request(self, state: Any, options: CommitOptions) -> Request:
-        """Everything checked that can be before anything is stored."""
-        started = time.perf_counter()
-        unknown = options.keys() - CommitOptions.__annotations__.keys()
-        if unknown:
-            raise Invalid(f"commit takes no {sorted(unknown)[0]}=; it takes {', '.join(CommitOptions.__annotations__)}")
-        self._ready(options.get("group", UNSET))
-        self._settle_pending()
-        self._branches.settle()
-        root, parent = self._roots.current(), options.get("parent")
-        wanted = None if parent is None else self._revisions().resolve(parent, root)
-        base = self._branches.base(options.get("branch", "main"), wanted, root, self._describe)
-        return committing.request(state, options, base, started)
-
-    def _execute(self, request: Request) -> Commit:
-        """Store and publish; anew, from the state as it is, where packs that were leant on are condemned meanwhile."""
-        while True:
-            try:
-                return self._attempt(request, self._roots.current().epoch)
-            except Overtaken:
-                continue
-            except OSError as error:
-                raise CasError(
-                    f"the commit on {request.base.branch} was not made: {error}; the branch is as it was, commit again"
-                ) from error
-
-    def _attempt(self, request: Request, epoch: int) -> Commit:
-        """One go; `Overtaken` if files were condemned after `epoch`, in which everything is looked up."""
-        name, commit, blocks, new = committing.write(request, self._backend, self._catalog, self._settings)
-        self._check_in_place()
-        equal = None if request.unless_in is None else self._equal(commit, request.unless_in)
-        if equal is not None:
-            return equal
-        step = "" if request.step is None else f" step {request.step}"
-        root = self._branches.advance(request.base, name, epoch, f"commit {request.base.branch}{step}")
-        self._apply_policy(request.base.branch, root)
-        return committing.result(name, commit, request, blocks, new)
-
-    def _equal(self, commit: objects.Commit, rev: str) -> Commit | None:
-        """A commit in the history of `rev` that holds just what `commit` does, and was not pruned."""
-        revisions, root = self._revisions(), self._roots.current()
-        for name, other in revisions.history(revisions.resolve(rev, root)):
-            if objects.same_content(commit, other) and name not in self._roots.absent(root):
-                self._log.confirm(root.seq)
-                return commit_of(name, other)
-        return None
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -115,6 +44,8 @@ class Store(Upkeep):
         device: Any = None,
         allow_pickle: bool = False,
         group: Any = UNSET,
+        per_rank: Literal["own", "skip"] = "own",
+        timeout: float = TIMEOUT,
     ) -> Any:
         """The state as it was committed, every byte verified. Tensors come on the CPU unless `device` or `into`.
 
@@ -122,23 +53,72 @@ class Store(Upkeep):
         replaced. `only` takes patterns of paths. `default` is returned for a branch that does not exist. Loading the
         whole of a branch by its plain name makes its tip the parent of the next commit there; so does a part or a
         view where this Store has not loaded or committed anything yet.
+
+        With `group` all its ranks call and load the same commit, in whatever layout it was committed: sharded tensors
+        of `into` read what they hold, and a part of the state that only some ranks have a place for goes to those.
+        None returns before all have loaded; a rank that fails is named on all. `timeout` is in seconds, for each time
+        that ranks wait for one another. A value that was committed as `PerRank` comes as this rank's own; where the
+        commit has none for it, it is an error, or with `per_rank="skip"` left out.
         """
-        self._ready(group)
+        check_timeout(timeout)
+        if per_rank not in ("own", "skip"):
+            raise Invalid(f"per_rank is 'own' or 'skip', not {per_rank!r:.60}")
+        team = self._ready(group)
         before = self._branches.loaded(rev)
-        root = self._roots.current()
+        patterns = None if only is None else Patterns(only)
+
+        def loader(name: ObjectId, rank: Rank) -> Loader:
+            return Loader(self._objects, self._blocks, name, patterns, device, allow_pickle, rank)
+
+        target = MISSING if isinstance(into, Unset) else into
+        skip = per_rank == "skip"
+        if team is None:
+            root = self._roots.current()
+            name = self._named(rev, root, default)
+            if name is None:
+                return default
+            state = loader(name, Rank(0, skip)).load(self._held(name, root).tree, target)
+        else:
+            call = team.call(timeout)
+            root, name = self._agreed(call, "load", rev, default)
+            if name is None:
+                return default
+            lacking: list[Path] = []
+            work = loader(name, Rank(call.rank, skip, lacking))
+            check_complete(call, partial(self._plan, work, name, root, target, lacking))
+            state = end_together(call, work.run)
+        if only is None or before is None:
+            self._branches.remember(rev if rev is not None else default_branch(root), name, root, before)
+        return state
+
+    def _plan(self, loader: Loader, name: ObjectId, root: Record, target: Any, lacking: list[Path]) -> list[Path]:
+        loader.plan(self._held(name, root).tree, target)
+        return lacking
+
+    def _named(self, rev: str | None, root: Record, default: Any) -> ObjectId | None:
+        """The commit that `rev` names; None where it is a branch that does not exist, and there is a default."""
         try:
-            name = self._revisions().resolve(rev, root)
+            return self._revisions().resolve(rev, root)
         except NotFound:
             if isinstance(default, Unset) or not self._is_absent(rev, root):
                 raise
             self._branches.forget(rev or "main")
-            return default
-        only_paths = None if only is None else Patterns(only)
-        loader = Loader(self._objects, self._blocks, name, only_paths, device, allow_pickle)
-        state = loader.load(self._held(name, root).tree, MISSING if isinstance(into, Unset) else into)
-        if only is None or before is None:
-            self._branches.remember(rev if rev is not None else default_branch(root), name, root, before)
-        return state
+            return None
+
+    def _agreed(self, call: Call, what: str, rev: str | None, default: Any) -> tuple[Record, ObjectId | None]:
+        """A root that is new enough, and the commit that number 0 says `rev` names."""
+
+        def resolve() -> tuple[int, ObjectId | None]:
+            root = self._roots.current()
+            return root.seq, self._named(rev, root, default)
+
+        terms = {"store": self.identity.id, "call": what, "rev": rev, "default": not isinstance(default, Unset)}
+        seq, name = agree(call, terms, resolve)
+        if name is None:
+            self._branches.forget(rev or "main")
+            return self._roots.current(), None
+        self._roots.wait_for(seq)
+        return self._roots.current(), ObjectId(name)
 
     def _is_absent(self, rev: str | None, root: Record) -> bool:
         """Whether `rev` is the plain name of a branch that could be and is not."""
@@ -146,12 +126,21 @@ class Store(Upkeep):
             return not any(kind is RefKind.BRANCH for kind, _ in root.refs)
         return is_name(rev) and (RefKind.BRANCH, rev) not in root.refs
 
-    def view(self, rev: str | None = None, *, group: Any = UNSET) -> Any:
-        """The state as a read-only mapping that reads only what is asked for: `view["model"]["w"][0:128]`."""
-        self._ready(group)
+    def view(self, rev: str | None = None, *, group: Any = UNSET, timeout: float = TIMEOUT) -> Any:
+        """The state as a read-only mapping that reads only what is asked for: `view["model"]["w"][0:128]`.
+
+        With `group` all its ranks call and see the same commit.
+        """
+        check_timeout(timeout)
+        team = self._ready(group)
         before = self._branches.loaded(rev)
-        root = self._roots.current()
-        name = self._revisions().resolve(rev, root)
+        if team is None:
+            root = self._roots.current()
+            name = self._revisions().resolve(rev, root)
+        else:
+            root, found = self._agreed(team.call(timeout), "view", rev, UNSET)
+            assert found is not None, "only a default stands for no commit"
+            name = found
         view = view_of(name, self._held(name, root).tree, self._objects, self._blocks)
         if before is None:
             self._branches.remember(rev if rev is not None else default_branch(root), name, root, before)
@@ -246,9 +235,3 @@ class Store(Upkeep):
 
     def _commit(self, name: ObjectId, absent: Absent) -> Commit:
         return commit_of(name, self._objects.commit(name), pruned=name in absent)
-
-    def _describe(self, tip: ObjectId) -> str:
-        """How much a branch holds, for errors."""
-        history = list(self._revisions().history(tip))
-        last = "" if history[0][1].step is None else f" (last step {history[0][1].step})"
-        return f"{len(history)} commit{'s' if len(history) > 1 else ''}{last}"

@@ -12,6 +12,7 @@ import numpy as np
 from .backend import Buffer
 from .dtypes import DType
 from .grid import Box
+from .team import Team
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -171,6 +172,13 @@ class Adapter(Protocol):
         """A new host tensor, its content undefined, and its bytes (row-major, writable)."""
         ...
 
+    def parts(self, target: Any, dtype: DType, shape: tuple[int, ...]) -> list[tuple[Box, Any]]:
+        """What an existing tensor holds of one of this shape: boxes, each with the plain tensor that has its elements.
+
+        `Invalid` if it has another dtype or shape. For all but sharded tensors it is the whole, in itself.
+        """
+        ...
+
     def host_bytes(self, target: Any, dtype: DType, shape: tuple[int, ...]) -> memoryview | None:
         """The writable bytes of an existing tensor where they lie row-major on the host, else None.
 
@@ -194,4 +202,8 @@ class Adapter(Protocol):
 
     def world_size(self) -> int:
         """Processes of the running job; 1 where nothing says otherwise."""
+        ...
+
+    def team(self, group: Any) -> Team | None:
+        """The ranks of a group of processes that this framework made; None for anything else."""
         ...

@@ -19,13 +19,13 @@ from types import TracebackType
 import numpy as np
 
 from .backend import Backend
-from .block import MAX_BLOCK_SIZE, MAX_OBJECT_SIZE, Codec, Kind, ObjectId, block_id, object_id
+from .block import MAX_BLOCK_SIZE, MAX_OBJECT_SIZE, Codec, Kind, ObjectId, block_id, object_id, short
 from .catalog import Catalog
 from .codecs import CodecName, Encoder, Format
 from .crew import Crew, Shelf
 from .cutting import Cut, content_of, cuts_of
-from .errors import Invalid
-from .packing import Counters, Packs
+from .errors import Corrupt, Invalid
+from .packing import Counters, Packs, Stored
 from .state import Leaf
 from .tensors import Array
 
@@ -58,6 +58,13 @@ class Workbench:
     encoder: Encoder = field(default_factory=Encoder)
     scratch: Array = field(default_factory=lambda: np.empty(BATCH_BYTES, np.uint8))
 
+    def verify(self, item: Stored) -> None:
+        """`Corrupt` unless the object decodes to what its name says."""
+        raw = memoryview(self.scratch)[: item.raw] if item.raw <= BATCH_BYTES else memoryview(bytearray(item.raw))
+        self.encoder.decode(item.codec, item.width, item.data, raw)
+        if object_id(item.kind, raw) != item.name:
+            raise Corrupt(f"{item.kind.name.lower()} {short(item.name)} was damaged on its way; commit again")
+
 
 @dataclass(frozen=True, slots=True)
 class WriterSettings:
@@ -81,12 +88,13 @@ class ObjectWriter:
         codec: CodecName,
         settings: WriterSettings,
         progress: Callable[[int], None] | None = None,
+        hold: int = 0,
     ) -> None:
         self._catalog = catalog
         self._settings = settings
         self._codec = codec
         self._progress = progress
-        self._packs = Packs(backend, catalog)
+        self._packs = Packs(backend, catalog, hold)
         self._claimed: set[ObjectId] = set()
         self._claim = threading.Lock()
         self._objects: dict[ObjectId, tuple[Kind, bytes]] = {}
@@ -212,6 +220,30 @@ class ObjectWriter:
 
     def finish(self) -> None:
         """Write the structured objects and make everything durable."""
+        self._append_objects()
+        self._packs.finish()
+
+    def finish_or_give(self) -> list[Stored]:
+        """As `finish`; but if it is all less than was to be held in memory, that is given to be stored by another."""
+        self._append_objects()
+        held = self._packs.release()
+        if held:
+            self._objects.clear()
+        else:
+            self._packs.finish()
+        return held
+
+    def take(self, given: Iterable[Stored]) -> None:
+        """Store what another writer gave, every object verified and none twice."""
+        items = list(given)
+        known = self._catalog.known([item.name for item in items])
+        with self._settings.benches.borrow() as bench:
+            for item in items:
+                bench.verify(item)
+                if item.name not in known and self._claims(item.name):
+                    self._packs.append(*item)
+
+    def _append_objects(self) -> None:
         self._packs.settle()
         with self._settings.benches.borrow() as bench:
             for name in self._fresh():
@@ -219,4 +251,3 @@ class ObjectWriter:
                 effort: CodecName = "zstd" if kind is Kind.TREE and len(data) >= COMPRESS_OBJECT_FROM else "raw"
                 codec, width, stored = bench.encoder.encode(np.frombuffer(data, np.uint8), Format(None), effort)
                 self._packs.append(name, kind, codec, width, len(data), stored)
-        self._packs.finish()

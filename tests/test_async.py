@@ -91,9 +91,9 @@ def broken(store: Store) -> cas.Pending:
     started = threading.Event()
     real = store._execute
 
-    def held(request: object) -> object:
+    def held(*given: object) -> object:
         started.wait(10)
-        return real(request)  # type: ignore[arg-type]
+        return real(*given)  # type: ignore[arg-type]
 
     store._execute = held  # type: ignore[method-assign,assignment]
     pending = store.commit_async({"a": 1})

@@ -320,7 +320,7 @@ def test_a_full_pack_makes_room_for_the_next(store: Store, monkeypatch: pytest.M
         ({"files": {"a": "/nowhere/at/all"}}, NotFound),
         ({"files": {"a": "/"}}, Invalid),
         ({"tag": "v1"}, Invalid),
-        ({"group": "world"}, Unsupported),
+        ({"group": "world"}, Invalid),
         ({"parent": "nobody"}, NotFound),
         ({"parent": 3}, Invalid),
     ],

@@ -10,11 +10,14 @@ from torch.nn import Parameter
 from cas import tensors
 from cas.dtypes import DTYPES, DType
 from cas.errors import Invalid, Unsupported
-from cas.tensors import Array, ArraySource
+from cas.grid import Box
+from cas.tensors import Array, ArraySource, LocalShard
 
 from . import composite, foreign, subclass
 from . import device as devices
 from .memory import elements, writable_bytes
+from .sharded import Sharded, sharded, storage_key
+from .team import TorchTeam, team_of
 
 _DTYPES: dict[torch.dtype, DType] = {
     getattr(torch, name): known for name, known in DTYPES.items() if hasattr(torch, name)
@@ -34,7 +37,8 @@ class TorchAdapter:
         if kind is not torch.Tensor and kind is not Parameter:
             if not isinstance(value, torch.Tensor):
                 return None
-            return subclass.parts_of(value)
+            held = sharded(value)
+            return subclass.parts_of(value) if held is None else self._sharded(value, held)
         dtype = _DTYPES.get(value.dtype)
         if dtype is None or not _is_plain(value):
             parts = composite.parts_of(value)
@@ -47,8 +51,19 @@ class TorchAdapter:
             value, alias = value.detach().resolve_conj().resolve_neg(), None
         else:
             alias = _alias(value, shape)
-        source = ArraySource(elements(value)) if value.is_cpu else devices.DeviceSource(value)
-        return tensors.Tensor.whole("torch", dtype, shape, source, alias)
+        return tensors.Tensor.whole("torch", dtype, shape, _source(value), alias)
+
+    def _sharded(self, value: torch.Tensor, held: Sharded) -> tensors.Tensor:
+        dtype = _DTYPES.get(held.dtype)
+        if dtype is None:
+            raise Unsupported(f"is a sharded tensor of {held.dtype}, which this version does not store")
+        shards = []
+        for box, local in held.parts:
+            if type(local) not in (torch.Tensor, Parameter) or not _is_plain(local):
+                raise Unsupported(f"is a {type(value).__name__} whose local tensor {_refusal(local)}")
+            local = local.detach().resolve_conj().resolve_neg()
+            shards.append(LocalShard(box, _source(local)))
+        return tensors.Tensor("torch", dtype, held.shape, shards, storage_key(value))
 
     def foreign(self, value: Any) -> tuple[str, str] | None:
         return foreign.foreign(value)
@@ -69,14 +84,19 @@ class TorchAdapter:
         tensor = made if made.dtype is _TORCH[dtype] else made.view(_TORCH[dtype])
         return tensor, writable_bytes(tensor).data
 
+    def parts(self, target: Any, dtype: DType, shape: tuple[int, ...]) -> list[tuple[Box, Any]]:
+        held = sharded(target) if isinstance(target, torch.Tensor) else None
+        if held is None:
+            return [(Box.whole(shape), target)]
+        if held.dtype != _TORCH.get(dtype) or held.shape != shape:
+            raise Invalid(_other_form(held.dtype, held.shape, dtype, shape))
+        return list(held.parts)
+
     def host_bytes(self, target: Any, dtype: DType, shape: tuple[int, ...]) -> memoryview | None:
         if type(target) is not torch.Tensor and type(target) is not Parameter:
             raise Invalid(f"is a {type(target).__name__} in into=, the commit has a torch.Tensor")
         if target.dtype != _TORCH.get(dtype) or tuple(target.shape) != shape:
-            raise Invalid(
-                f"is a {target.dtype} tensor of shape {tuple(target.shape)} in into=, "
-                f"the commit has torch.{dtype.name} and {shape}"
-            )
+            raise Invalid(_other_form(target.dtype, tuple(target.shape), dtype, shape))
         if not _is_plain(target):
             raise Invalid(f"{_refusal(target)}, and cannot be filled")
         if any(step == 0 and length > 1 for step, length in zip(target.stride(), shape, strict=True)):
@@ -109,6 +129,21 @@ class TorchAdapter:
     def world_size(self) -> int:
         distributed = torch.distributed
         return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+    def team(self, group: Any) -> TorchTeam | None:
+        distributed = torch.distributed
+        if not distributed.is_available():
+            return None
+        known = isinstance(group, distributed.ProcessGroup) or group is distributed.GroupMember.NON_GROUP_MEMBER
+        return team_of(group) if known else None
+
+
+def _source(value: torch.Tensor) -> tensors.Source:
+    return ArraySource(elements(value)) if value.is_cpu else devices.DeviceSource(value)
+
+
+def _other_form(has: torch.dtype, shape: tuple[int, ...], dtype: DType, wanted: tuple[int, ...]) -> str:
+    return f"is a {has} tensor of shape {shape} in into=, the commit has torch.{dtype.name} and {wanted}"
 
 
 def _alias(tensor: torch.Tensor, shape: tuple[int, ...]) -> tuple[Any, ...] | None:

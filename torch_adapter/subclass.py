@@ -21,13 +21,13 @@ from .context import class_name, described, find_class
 
 _WRAPPER = "__wrapper__"
 _ABOUT = {"class", "context", "size", "stride", "dtype"}
-_SHARDED = "which is sharded; ranks cannot commit together in this release, commit full tensors"
+_SHARDED = "which is sharded; only the processes of its job can make it"
 _UNINITIALIZED = "which has no data yet; run the lazy module on one batch first"
 # Looked up by name: the classes are not imported here.
 _REFUSED = {
     "DTensor": _SHARDED,
     "ShardedTensor": _SHARDED,
-    "LocalShardsWrapper": _SHARDED,
+    "LocalShardsWrapper": "which says nothing of the whole tensor; commit the DTensor that it belongs to",
     "AsyncCollectiveTensor": "which a collective may still write; call its wait() first",
     "FakeTensor": "which has no data; commit outside of fake tensor mode",
     "FunctionalTensor": "which is part of a trace; commit outside of it",

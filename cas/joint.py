@@ -1,0 +1,262 @@
+"""One commit by many ranks: each stores what it holds, number 0 merges the tree and publishes.
+
+    1. door   all ranks say what they are about to do; number 0 checks that it is the same, and decides what to build on
+    2. line   each says what its state consists of; number 0 merges that and gives each its duties
+    3. line   each stores its part, durable, and names it; number 0 writes the trees and the commit, and publishes
+
+An error of any rank in any step is raised on all of them, and nothing is published. What was stored stays in its
+packs, where the next attempt finds it. Only the answer to step 3 can be lost after publishing: `CommitUnknown`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from . import committing, objects
+from .asking import ask, same_everywhere
+from .backend import Backend
+from .block import ObjectId, block_id
+from .branches import Base, Overtaken
+from .catalog import Catalog
+from .commits import Commit, commit_of
+from .committing import CommitOptions, Request, Stored
+from .cutting import Cut, Duty, cuts_of
+from .errors import CommitUnknown, Invalid
+from .merging import merge
+from .nodes import pack, unpack
+from .objects import decode_commit, encode_commit
+from .outline import outline_of
+from .packing import Counters
+from .plan import Plan
+from .roots import Roots
+from .small_writes import SMALL, collect, hand_over
+from .team import Call, LostRank
+from .writer import ObjectWriter, WriterSettings
+
+_AGAIN = pack(None)
+"""The answer where files that were leant on are condemned meanwhile: everything must be looked up anew."""
+
+
+class Published(NamedTuple):
+    """What number 0 made of a commit: `equal` is a commit that was there already and holds the same."""
+
+    name: ObjectId
+    commit: objects.Commit
+    stored: Stored | None
+
+
+@dataclass(slots=True)
+class Memory:
+    """What number 0 keeps from commit to commit, since most of it repeats: what ranks said, by digest, and the plan."""
+
+    said: dict[bytes, bytes] = field(default_factory=dict)
+    key: tuple[bytes, ...] = ()
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a Store lends to the commits that it makes with others."""
+
+    store: str
+    backend: Backend
+    catalog: Catalog
+    settings: WriterSettings
+    roots: Roots
+    memory: Memory
+    base_of: Callable[[CommitOptions], Base]
+    """At number 0: what the commit builds on."""
+    publish: Callable[[Request, Base, ObjectId, objects.Commit, Stored, int], Published]
+    """At number 0, `Overtaken` if files were condemned after the epoch that is given last."""
+
+
+class JointCommit:
+    """One rank's part of one commit: `enter` in the caller's thread, then `run`, in any."""
+
+    def __init__(self, call: Call, host: Host, options: CommitOptions) -> None:
+        self._call = call
+        self._host = host
+        self._options = options
+        self._first = options.get("replicas", "equal") == "first"
+        self.branch = options.get("branch", "main")
+        self._started = time.perf_counter()
+
+    # -- 1. what, and on what -----------------------------------------------------------------------------------
+
+    def enter(self, state: Any, settle: Callable[[], None]) -> Request:
+        """This rank's part of the state, checked; all ranks are there and mean the same commit.
+
+        `settle` makes sure that an earlier commit of this Store has ended.
+        """
+
+        def hello() -> bytes:
+            settle()
+            self._request = self._requested(state)
+            self._outline = outline_of(self._request.skeleton, self._request.leaves)
+            self._digests = [block_id(self._outline.structure), block_id(self._outline.boxes)]
+            return pack([self._terms(), self._call.node, self._digests])
+
+        answer = ask(self._call, self._call.door, hello, self._open)
+        self._seq, self._epoch, self._wanted, self._lead, self._members = unpack(answer, "an answer")
+        return self._request
+
+    def _requested(self, state: Any) -> Request:
+        committing.check_options(self._options)
+        if self._options.get("origin"):
+            raise Invalid("origin= is for a process that commits alone; leave it out, or pass group=None")
+        own: CommitOptions = {**self._options}
+        if self._call.rank:  # where this rank runs the files need not even be there
+            own.pop("files", None)
+        return committing.request(state, own, self._started, self._call.rank)
+
+    def _terms(self) -> dict[str, Any]:
+        """What all ranks must mean."""
+        return {
+            "store": self._host.store,
+            "call": "commit",
+            "branch": self.branch,
+            "step": self._request.step,
+            "codec": self._request.codec,
+            "replicas": self._options.get("replicas", "equal"),
+        }
+
+    def _open(self, hellos: list[bytes]) -> list[bytes]:
+        terms, nodes, digests = zip(*(unpack(hello, "a rank's call") for hello in hellos), strict=True)
+        same_everywhere(self._call, terms)
+        self._base = self._host.base_of(self._options)
+        root = self._host.roots.current()
+        memory, asked = self._host.memory, set[bytes]()
+        self._known = digests
+        answers = []
+        leads = [nodes.index(node) for node in nodes]
+        for rank, both in enumerate(digests):
+            wanted = [digest not in memory.said and digest not in asked for digest in both]
+            asked.update(both)
+            members = [other for other, lead in enumerate(leads) if lead == rank != other]
+            answers.append(pack([root.seq, root.epoch, wanted, leads[rank], members]))
+        return answers
+
+    # -- 2. who holds what --------------------------------------------------------------------------------------
+
+    def run(self) -> Commit:
+        """The durable commit, the same on every rank."""
+        duties = [Duty(*pair) for pair in unpack(ask(self._call, self._call.line, self._say, self._merge), "duties")]
+        while True:
+            answer = self._attempt(duties)
+            if answer != _AGAIN:
+                return self._result(answer)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others, who wait in `run`, that this rank cannot go on; raises `error`."""
+
+        def give_up() -> bytes:
+            raise error
+
+        ask(self._call, self._call.line, give_up, self._merge)
+
+    def _say(self) -> bytes:
+        parts = (self._outline.structure, self._outline.boxes)
+        said = [part if wanted else None for part, wanted in zip(parts, self._wanted, strict=True)]
+        return pack([said, self._outline.values])
+
+    def _merge(self, results: list[bytes]) -> list[bytes]:
+        memory = self._host.memory
+        self._values = []
+        for result in results:
+            said, values = unpack(result, "a rank's outline")
+            memory.said.update({block_id(part): part for part in said if part is not None})
+            self._values.append(values)
+        key = tuple(digest for both in self._known for digest in both)
+        if memory.plan is None or memory.key != key:
+            structures, boxes = zip(*([memory.said[digest] for digest in both] for both in self._known), strict=True)
+            memory.plan, memory.key = merge(list(structures), list(boxes)), key
+        memory.said = {digest: memory.said[digest] for digest in key}
+        return [memory.plan.duties(rank, self._first) for rank in range(self._call.size)]
+
+    # -- 3. store, and publish ----------------------------------------------------------------------------------
+
+    def _attempt(self, duties: list[Duty]) -> bytes:
+        host, hold = self._host, SMALL if self._lead != self._call.rank else 0
+        with ObjectWriter(
+            host.backend, host.catalog, self._request.codec, host.settings, self._request.progress, hold
+        ) as writer:
+            try:
+                return ask(
+                    self._call,
+                    self._call.line,
+                    lambda: self._store(writer, duties),
+                    lambda results: self._publish(writer, results),
+                )
+            except LostRank as error:
+                if self._call.rank == 0 or not error.in_doubt:
+                    raise
+                raise CommitUnknown(
+                    f"{error}; whether the commit on {self.branch} was published is not known here: load the branch "
+                    "to see"
+                ) from error
+
+    def _store(self, writer: ObjectWriter, duties: list[Duty]) -> bytes:
+        """This rank's blocks and lists, durable but for what others still add to its pack; says what they are."""
+        call, others = self._call, self._lead != self._call.rank
+        if others:
+            with hand_over(call, self._lead) as given:
+                cuts = self._store_own(writer, duties)
+                reports = [cut.report(writer.put) for cut in cuts]
+                given += writer.finish_or_give()
+        else:
+            with collect(call, self._members, writer):
+                cuts = self._store_own(writer, duties)
+                reports = [cut.report(writer.put) for cut in cuts]
+            if call.rank:
+                writer.finish()
+        new = writer.counters if call.rank else Counters()
+        blocks = sum(len(cut.own) for cut in cuts)
+        return pack([reports, blocks, [new.new_blocks, new.new_raw, new.new_stored]])
+
+    def _store_own(self, writer: ObjectWriter, duties: list[Duty]) -> list[Cut]:
+        self._host.roots.wait_for(self._seq)  # what is condemned there must not be leant on here
+        cuts = list(_cuts(self._request, duties, self._host.settings.block_size))
+        writer.store_blocks(cuts)
+        return cuts
+
+    def _publish(self, writer: ObjectWriter, results: list[bytes]) -> list[bytes]:
+        plan = self._host.memory.plan
+        assert plan is not None, "a plan is made in the step before"
+        reports, blocks, counts = zip(*(unpack(result, "a rank's report") for result in results), strict=True)
+        plan.settle(self._values, list(map(pack, reports)), writer.put, self._first, self._host.settings.block_size)
+        stored = Stored(plan.nbytes, sum(blocks))
+        for numbers in counts:
+            stored.new.add(Counters(*numbers))
+        name, commit, stored = committing.seal_commit(self._request, self._base, plan.skeleton, stored, writer)
+        try:
+            self._call.line.seal()  # from here on a rank that loses the others cannot know what became of the commit
+            made = self._host.publish(self._request, self._base, name, commit, stored, self._epoch)
+        except Overtaken:
+            root = self._host.roots.current()
+            self._seq, self._epoch = root.seq, root.epoch
+            return [_AGAIN] * self._call.size
+        took = None if made.stored is None else [made.stored.raw, made.stored.blocks, made.stored.new.new_blocks]
+        return [pack([made.name, encode_commit(made.commit), took])] * self._call.size
+
+    def _result(self, answer: bytes) -> Commit:
+        name, encoded, took = unpack(answer, "an answer")
+        commit = decode_commit(encoded)
+        if took is None:
+            return commit_of(ObjectId(name), commit)
+        raw, blocks, new_blocks = took
+        return committing.result(
+            ObjectId(name), commit, self._request, Stored(raw, blocks, Counters(new_blocks=new_blocks))
+        )
+
+
+def _cuts(request: Request, duties: list[Duty], block_size: int) -> Iterator[Cut]:
+    """The boxes of this rank in the order of its outline, each with its duty."""
+    todo = iter(duties)
+    for leaf in request.leaves:
+        if leaf.tied_to is None:
+            yield from cuts_of(leaf, block_size, todo)
+    if next(todo, None) is not None:
+        raise Invalid("number 0 has duties for more than this rank holds; are all ranks of one release?")
