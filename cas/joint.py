@@ -36,9 +36,6 @@ from .small_writes import SMALL, collect, hand_over
 from .team import Call, LostRank
 from .writer import ObjectWriter, WriterSettings
 
-_AGAIN = pack(None)
-"""The answer where files that were leant on are condemned meanwhile: everything must be looked up anew."""
-
 
 class Published(NamedTuple):
     """What number 0 made of a commit: `equal` is a commit that was there already and holds the same."""
@@ -145,9 +142,9 @@ class JointCommit:
         """The durable commit, the same on every rank."""
         duties = [Duty(*pair) for pair in unpack(ask(self._call, self._call.line, self._say, self._merge), "duties")]
         while True:
-            answer = self._attempt(duties)
-            if answer != _AGAIN:
-                return self._result(answer)
+            self._seq, made = unpack(self._attempt(duties), "an answer")
+            if made is not None:
+                return self._result(*made)
 
     def fail(self, error: BaseException) -> None:
         """Tell the others, who wait in `run`, that this rank cannot go on; raises `error`."""
@@ -235,14 +232,14 @@ class JointCommit:
             self._call.line.seal()  # from here on a rank that loses the others cannot know what became of the commit
             made = self._host.publish(self._request, self._base, name, commit, stored, self._epoch)
         except Overtaken:
+            # Files that were leant on are condemned meanwhile: all must be looked up anew, in a root that says so.
             root = self._host.roots.current()
-            self._seq, self._epoch = root.seq, root.epoch
-            return [_AGAIN] * self._call.size
+            self._epoch = root.epoch
+            return [pack([root.seq, None])] * self._call.size
         took = None if made.stored is None else [made.stored.raw, made.stored.blocks, made.stored.new.new_blocks]
-        return [pack([made.name, encode_commit(made.commit), took])] * self._call.size
+        return [pack([self._seq, [made.name, encode_commit(made.commit), took]])] * self._call.size
 
-    def _result(self, answer: bytes) -> Commit:
-        name, encoded, took = unpack(answer, "an answer")
+    def _result(self, name: bytes, encoded: bytes, took: list[int] | None) -> Commit:
         commit = decode_commit(encoded)
         if took is None:
             return commit_of(ObjectId(name), commit)

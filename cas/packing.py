@@ -60,9 +60,7 @@ class Packs:
         pack = self._open
         return pack is not None and pack.congested
 
-    def append(
-        self, name: ObjectId, kind: Kind, codec: Codec, width: int, raw: int, stored: Array | Buffer
-    ) -> None:
+    def append(self, name: ObjectId, kind: Kind, codec: Codec, width: int, raw: int, stored: Array | Buffer) -> None:
         with self._lock:
             if self._failure is not None:
                 raise self._failure

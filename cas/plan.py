@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NoReturn
 
-from .block import ID_SIZE, Kind, ObjectId
+from .block import ID_SIZE, Kind, ObjectId, block_id
 from .errors import Corrupt, Invalid
 from .grid import Box, cell_size
 from .holders import SHOWN, Census, Holders, duties_of, first_duties, ranks_text
@@ -32,6 +32,7 @@ class Pending:
     cell: int
     _reports: list[bytes] = field(default_factory=list)
     _layout: bytes = b""
+    _between: list[bytes] = field(default_factory=list)
 
     @property
     def is_one_block(self) -> bool:
@@ -50,14 +51,26 @@ class Pending:
             self.leaf.content = Content(ObjectId(reports[0]), None)
         else:
             if reports != self._reports:
-                shards = tuple(Shard(box, _ids(report)) for box, report in zip(self.boxes, reports, strict=True))
-                self._reports, self._layout = reports, encode_layout(Layout(self.cell, shards))
+                self._reports, self._layout = reports, self._encoded(reports)
             self.leaf.content = Content(None, put(Kind.LAYOUT, self._layout))
+
+    def _encoded(self, reports: list[bytes]) -> bytes:
+        """The layout's bytes. Where each shard has one list, only ids differ from commit to commit: one ends it."""
+        if any(len(report) != ID_SIZE for report in reports):
+            return self._encode(reports)
+        if not self._between:
+            self._between = self._encode([_GAP] * len(reports)).split(_GAP)
+        return b"".join([part for pair in zip(self._between, reports, strict=False) for part in pair])
+
+    def _encode(self, reports: list[bytes]) -> bytes:
+        shards = tuple(Shard(box, _ids(report)) for box, report in zip(self.boxes, reports, strict=True))
+        return encode_layout(Layout(self.cell, shards))
+
+
+_GAP = block_id(b"where the id of a list goes")
 
 
 def _ids(report: bytes) -> tuple[ObjectId, ...]:
-    if len(report) == ID_SIZE:
-        return (ObjectId(report),)
     return tuple(ObjectId(report[at : at + ID_SIZE]) for at in range(0, len(report), ID_SIZE))
 
 

@@ -168,11 +168,16 @@ class Reader:
         if type(content) is not list:
             return b"" if content is None else self.read(0, content)
         cell, shards = self.object(LAYOUT, content[0])
-        ((start, box, lists),) = shards  # this release writes one shard
-        ids = b"".join(self.object(LIST, name)[0] for name in lists)
-        blocks = [self.read(0, ids[at : at + 32]) for at in range(0, len(ids), 32)]
-        assert list(map(len, blocks)) == cut(shape, start, box, itemsize, cell)
-        return b"".join(blocks)
+        assert [start for start, _, _ in shards] == sorted(start for start, _, _ in shards)
+        assert sum(math.prod(box) for _, box, _ in shards) == math.prod(shape)
+        whole = np.zeros([*shape, itemsize], np.uint8)
+        for start, box, lists in shards:
+            ids = b"".join(self.object(LIST, name)[0] for name in lists)
+            blocks = [self.read(0, ids[at : at + 32]) for at in range(0, len(ids), 32)]
+            assert list(map(len, blocks)) == cut(shape, start, box, itemsize, cell)
+            place = tuple(slice(first, first + count) for first, count in zip(start, box, strict=True))
+            whole[place] = np.frombuffer(b"".join(blocks), np.uint8).reshape([*box, itemsize])
+        return whole.tobytes()
 
     def value(self, node: Any) -> Any:
         if type(node) is not list:
@@ -325,6 +330,34 @@ def test_a_stranger_reads_composites(tmp_path: Path) -> None:
     assert list(found) == ["coo", "quantised"]
     assert describe(found["coo"]) == describe(("torch", "sparse_coo", coo))
     assert describe(found["quantised"]) == describe(("torch", "quantized_per_tensor", quantised))
+
+
+WRITE_SHARDED = """
+import sys, cas, cas.dtypes, cas.grid, cas.per_rank, cas.tensors, numpy as np
+Box, ArraySource, LocalShard = cas.grid.Box, cas.tensors.ArraySource, cas.tensors.LocalShard
+def sharded(full, *boxes):
+    cut = lambda box: full[tuple(slice(a, a + n) for a, n in zip(box.start, box.shape))]
+    shards = [LocalShard(box, ArraySource(cut(box))) for box in boxes]
+    return cas.tensors.Tensor("numpy", cas.dtypes.DTYPES[full.dtype.name], full.shape, shards, None)
+small, wide = np.arange(7 * 5, dtype=np.int16).reshape(7, 5), np.arange(900 * 1100, dtype=np.float64).reshape(900, 1100)
+state = {
+    "rows": sharded(small, Box((4, 0), (3, 5)), Box((0, 0), (4, 5))),
+    "mesh": sharded(wide, *(Box((a, b), (450, 550)) for b in (0, 550) for a in (450, 0))),
+    "own": cas.per_rank.PerRank({"seed": 7}),
+}
+with cas.open(sys.argv[1], create=True) as store:
+    store.commit(state, branch="main")
+"""
+
+
+def test_a_stranger_reads_shards_and_values_of_ranks(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", WRITE_SHARDED, str(tmp_path / "store")], check=True)
+    reader = Reader(tmp_path / "store")
+    commit = reader.object(COMMIT, reader.root()[4][0][2])
+    found = reader.value(reader.object(TREE, commit[0])[0])
+    assert np.array_equal(found["rows"], np.arange(35, dtype=np.int16).reshape(7, 5))
+    assert np.array_equal(found["mesh"], np.arange(900 * 1100, dtype=np.float64).reshape(900, 1100))
+    assert found["own"] == ("cas", "per_rank", {0: {"seed": 7}})
 
 
 WRITE_PRUNED = """

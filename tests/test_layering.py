@@ -32,7 +32,7 @@ ORDER = (
     {"branches", "fence", "moving", "plan", "revisions", "reader", "writer"},
     {"ancestry", "extent", "merging", "reach", "committing", "retention", "reunion", "rowcheck", "small_writes"},
     {"closure", "damage", "joint", "loader", "needs", "salvage"},
-    {"gathered", "marking"},
+    {"marking"},
     {"survey"},
     {"audit", "inspection", "renewing"},
     {"gc"},
