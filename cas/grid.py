@@ -12,10 +12,10 @@ when only shards of it are at hand; pow2floor(x) is the largest power of two tha
    each index over the dimensions before k the box holds one contiguous range of the global tensor: a run, of
    r = box.shape[k] * (product of the global shape after k) * itemsize bytes. The runs in row-major order of
    that index are the bytes of the box. A tensor of no dimensions is one run.
-4. Long runs, r >= cell. A block begins at every run, and within it wherever the offset from the start of the
-   global tensor is a multiple of the cell.
-5. Short runs, r < cell. Let g = pow2floor(cell / r), and i the index of the run over the dimensions before k
-   as one row-major number in the global shape (0 where k = 0). Runs with the same floor(i / g) are one block.
+4. Long runs, r >= cell, and a run that is all of its box, k = 0. A block begins at every run, and within it
+   wherever the offset from the start of the global tensor is a multiple of the cell.
+5. Short runs, r < cell and k > 0. Let g = pow2floor(cell / r), and i the index of the run over the dimensions
+   before k as one row-major number in the global shape. Runs with the same floor(i / g) are one block.
 
 So no block exceeds the cell or splits an element, and both grids hang on the global tensor, not on the box:
 this is what makes layouts share blocks. What comes from outside goes through `Box.check` and `check_cell`
@@ -104,7 +104,7 @@ def cut(box: Box, shape: Shape, itemsize: int, cell: int, limit: int | None = No
     while k and box.shape[k] == shape[k]:
         k -= 1
     run = prod(box.shape[k:]) * itemsize
-    edges = (_cut_long if run >= cell else _join_short)(box, shape, k, run, cell, limit)
+    edges = (_cut_long if run >= cell or k == 0 else _join_short)(box, shape, k, run, cell, limit)
     _afford(len(edges) - 1, limit)
     return edges
 

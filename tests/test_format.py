@@ -79,7 +79,7 @@ def cut(shape: list[int], start: list[int], box: list[int], itemsize: int, cell:
         number = 0
         for a, i, n in zip(start, index, shape[:k], strict=False):
             number = number * n + a + i
-        if run < cell:
+        if run < cell and k:
             g = 1 << int(math.log2(cell // run))
             if group == number // g:
                 sizes[-1] += run

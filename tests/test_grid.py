@@ -49,11 +49,11 @@ def cut_literally(box: Box, shape: Ints, itemsize: int, cell: int) -> list[Block
         run = part(tensor, inner).ravel().tolist()
         assert run == list(range(run[0], run[0] + len(run))), "a run is contiguous"
         for byte in run:
-            if len(run) >= cell:
+            if len(run) >= cell or k == 0:
                 key: object = (index, byte // cell)
             else:
                 g = max(2**n for n in range(40) if 2**n <= cell / len(run))
-                row = int(np.ravel_multi_index(index, shape[:k])) if k else 0
+                row = int(np.ravel_multi_index(index, shape[:k]))
                 key = row // g
             blocks.setdefault(key, []).append(byte)
     return [tuple(block) for block in blocks.values()]
@@ -117,7 +117,7 @@ PINNED: dict[str, tuple[Box, Ints, int, int, list[int]]] = {
     "whole, any rank": (Box((0, 0, 0), (3, 2, 5)), (3, 2, 5), 2, 16, [0, 16, 32, 48, 60]),
     "row shard on the grid": (Box((4, 0), (4, 8)), (12, 8), 1, 16, [0, 16, 32]),
     "row shard off the grid": (Box((3, 0), (4, 8)), (12, 8), 1, 16, [0, 8, 24, 32]),
-    "row shard below a cell is one block, also across the grid": (Box((3,), (15,)), (40,), 1, 16, [0, 15]),
+    "row shard below a cell across the grid": (Box((3,), (15,)), (40,), 1, 16, [0, 13, 15]),
     "long runs": (Box((1, 3), (2, 18)), (4, 24), 1, 16, [0, 5, 18, 31, 36]),
     "short runs, g = 4": (Box((0, 4), (10, 4)), (10, 8), 1, 16, [0, 16, 32, 40]),
     "short runs, first group begun": (Box((3, 4), (6, 4)), (10, 8), 1, 16, [0, 4, 20, 24]),
