@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import cas
-from cas.torch import TrainState
+from cas.torch import PerRank, TrainState
 
 from .model import Config, Training, Transformer, add_lora, corpus, deterministic, trainer
 
@@ -49,6 +49,7 @@ def digest(state: object) -> str:
 
 
 def _leaves(node: object, path: str) -> Iterator[tuple[str, object]]:
+    node = node.value if isinstance(node, PerRank) else node
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _leaves(value, f"{path}/{key}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import errors
 from .errors import CasError, Corrupt, Invalid
-from .nodes import expect, pack, unpack
+from .nodes import Node, expect, pack, unpack
 from .team import Call, Channel, LostRank
 
 _log = logging.getLogger("cas")
@@ -26,32 +26,32 @@ def ask(
     channel: Channel,
     work: Callable[[], bytes],
     decide: Callable[[list[bytes]], Sequence[bytes]],
+    as_told: Callable[[BaseException], BaseException] = lambda error: error,
 ) -> bytes:
     """What number 0 decided for this rank. `decide` is called there alone, with the results of all ranks.
 
     Raises this rank's own error as it was; that of another one as the same kind of `CasError`, with its rank.
-    `LostRank` when a rank does not answer.
+    `LostRank` when a rank does not answer. `as_told` is how the others are told of an error of `decide`.
     """
     failure: BaseException | None = None
     try:
         said = _FINE + work()
     except BaseException as error:  # an interrupt too: the others must not wait for this rank
         failure, said = error, _FAILED + _described(error)
-    results = channel.gather(said)
-    answers: Sequence[bytes] = ()
-    if call.rank == 0:
-        try:
-            answers = _decided(call, results, decide)
-        except BaseException as error:
-            failure = failure or error
-            answers = [_FAILED + _described(error)] * call.size
     try:
-        answer = channel.scatter(answers)
-    except LostRank as error:
-        if call.rank or failure is not None:
-            raise
-        _log.warning("%s", error)  # what was decided stands; a rank that is not told finds out by itself
-        answer = answers[0]
+        results = channel.gather(said)
+        answers: Sequence[bytes] = ()
+        if call.rank == 0:
+            try:
+                answers = _decided(call, results, decide)
+            except BaseException as error:
+                failure = failure or error
+                answers = [_FAILED + _described(as_told(error), call.name(0))] * call.size
+        answer = _given(call, channel, answers)
+    except LostRank as lost:
+        if failure is not None:
+            raise failure from lost
+        raise
     if failure is not None:
         raise failure
     if answer[:1] == _FAILED:
@@ -59,8 +59,35 @@ def ask(
     return answer[1:]
 
 
-def same_everywhere(call: Call, terms: Sequence[dict[str, Any]]) -> None:
-    """`Invalid` unless all ranks mean the same by their call."""
+def _given(call: Call, channel: Channel, answers: Sequence[bytes]) -> bytes:
+    try:
+        return channel.scatter(answers)
+    except LostRank as error:
+        if call.rank:
+            raise
+        _log.warning("%s", error)  # what was decided stands; a rank that is not told finds out by itself
+        return answers[0]
+
+
+def meet(
+    call: Call,
+    work: Callable[[], tuple[dict[str, Any], Node]],
+    decide: Callable[[list[Node]], Sequence[Node]],
+) -> Node:
+    """The first question of a call: `work` gives what all ranks must mean alike, and what number 0 decides on.
+
+    `Invalid` on all, which names two that differ, unless they do.
+    """
+
+    def compare(said: list[bytes]) -> list[bytes]:
+        found = [unpack(item, "a rank's call") for item in said]
+        _check_same(call, [terms for terms, _ in found])
+        return [pack(answer) for answer in decide([rest for _, rest in found])]
+
+    return unpack(ask(call, call.door, lambda: pack(list(work())), compare), "an answer")
+
+
+def _check_same(call: Call, terms: Sequence[dict[str, Any]]) -> None:
     for rank, other in enumerate(terms):
         for name in terms[0] | other:
             one, two = terms[0].get(name), other.get(name)
@@ -89,12 +116,13 @@ def _joined(call: Call, failed: dict[bytes, list[int]]) -> CasError:
     return type(found[0][1])("; ".join(texts[:3]) + more)
 
 
-def _described(error: BaseException) -> bytes:
+def _described(error: BaseException, rank: str = "") -> bytes:
+    """An error for the other ranks; one that is not of this library does not say of itself whose it is."""
     if isinstance(error, CasError):
         kind = next(base.__name__ for base in type(error).__mro__ if base.__name__ in _CLASSES)
         return pack([kind, str(error)])
-    text = " ".join(str(error).split())
-    return pack([CasError.__name__, f"{type(error).__name__}: {text}" if text else type(error).__name__])
+    text = ": ".join(filter(None, [rank, type(error).__name__, " ".join(str(error).split())]))
+    return pack([CasError.__name__, text])
 
 
 def _error_of(said: bytes) -> CasError:

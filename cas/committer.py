@@ -8,17 +8,16 @@ from functools import partial
 from typing import Any, Unpack
 
 from . import committing, gathered, objects
-from .asking import ask, same_everywhere
+from .asking import meet
 from .background import Pending
 from .block import ObjectId
 from .branches import UNSET, Base, Overtaken
 from .codecs import CodecName
 from .commits import Commit, commit_of
-from .committing import TIMEOUT, CommitOptions, Request, Stored
+from .committing import TIMEOUT, CommitOptions, Request, Stored, sound_timeout
 from .errors import CasError
 from .gathered import Begun, PartWriter, Took
 from .joint import Host, JointCommit, Published
-from .nodes import pack, unpack
 from .objects import Put
 from .refs import RefKind
 from .upkeep import Upkeep
@@ -64,34 +63,39 @@ class Committer(Upkeep):
     ) -> tuple[Callable[[], Commit], Callable[[BaseException], None], Request]:
         """What makes the commit, what gives it up before that, and what was checked before anything is stored."""
         started = time.perf_counter()
-        committing.check_options(options)
-        team = self._ready(options.get("group", UNSET))
+        team = self._team(options.get("group", UNSET))
         if team is not None:
-            joint = JointCommit(team.call(options.get("timeout", TIMEOUT)), self._host(settings), options)
-            request = joint.enter(state, self._settle_pending)
+            joint = JointCommit(
+                team.call(sound_timeout(options.get("timeout", TIMEOUT))), self._host(settings), options
+            )
+            request = joint.enter(state, self._ready_to_commit)
             return partial(self._finish, joint), joint.fail, request
-        self._settle_pending()
+        committing.check_options(options)
+        self._ready_to_commit()
         request = committing.request(state, options, started)
         committing.check_held_whole(request.leaves)
         return partial(self._execute, request, self._base_of(options), settings), _no_one_waits, request
 
+    def _ready_to_commit(self) -> None:
+        self._ready()
+        self._settle_pending()
+
     def _may_begin(self, options: CommitOptions) -> bool:
         """Whether to commit now, as `when_busy` says."""
-        policy = options.get("when_busy", "wait")
-        committing.check_options(options)
-        team = self._ready(options.get("group", UNSET))
+        policy, team = options.get("when_busy", "wait"), self._team(options.get("group", UNSET))
         if policy == "wait":
             return True
         if team is None:
+            committing.check_options(options)
             return self._is_free(policy)
-        call = team.call(options.get("timeout", TIMEOUT))
+        call = team.call(sound_timeout(options.get("timeout", TIMEOUT)))
 
-        def decide(policies: list[bytes]) -> list[bytes]:
-            same_everywhere(call, [unpack(said, "a rank's call") for said in policies])
-            return [pack(self._is_free(policy))] * call.size
+        def terms() -> tuple[dict[str, Any], None]:
+            committing.check_options(options)
+            self._ready()
+            return {"store": self.identity.id, "call": "commit_async", "when_busy": policy}, None
 
-        terms = {"store": self.identity.id, "call": "commit_async", "when_busy": policy}
-        may_begin: bool = unpack(ask(call, call.door, lambda: pack(terms), decide), "an answer")
+        may_begin: bool = meet(call, terms, lambda _: [self._is_free(policy)] * call.size)
         return may_begin
 
     def _is_free(self, policy: str) -> bool:
@@ -186,7 +190,7 @@ class Committer(Upkeep):
         started = time.perf_counter()
         committing.check_options(options)
         with self._turn:
-            self._ready(None)
+            self._ready()
             self._settle_pending()
             branch = options.get("branch", "main")
             if options.get("parent") is None and (RefKind.BRANCH, branch) in self._roots.current().refs:
@@ -195,12 +199,12 @@ class Committer(Upkeep):
 
     def part_writer(self, codec: CodecName = "auto") -> PartWriter:
         """Stores what this process holds of a commit of parts."""
-        self._ready(None)
+        self._ready()
         return PartWriter(self._host(self._settings), codec)
 
     def commit_parts(self, begun: Begun, build: Callable[[Put], Any], parts: Sequence[Took], raw: int) -> Commit:
         """Publish a commit of parts, all of which are durable."""
-        self._ready(None)
+        self._ready()
         return gathered.publish(self._host(self._settings), self._check_whole, begun, build, parts, raw)
 
 

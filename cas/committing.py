@@ -126,6 +126,15 @@ def check_options(options: CommitOptions) -> None:
     check_timeout(options.get("timeout", TIMEOUT))
 
 
+def sound_timeout(timeout: Any) -> float:
+    """`timeout`, or the usual one where it is no number: the other ranks are to hear of that, not to wait."""
+    try:
+        check_timeout(timeout)
+    except Invalid:
+        return TIMEOUT
+    return float(timeout)
+
+
 def check_timeout(timeout: Any) -> None:
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < 1e7:
         raise Invalid(f"timeout is a positive number of seconds, not {timeout!r:.60}")

@@ -43,6 +43,8 @@ class Cut:
     def own(self) -> range:
         """The blocks that this process stores."""
         count, (position, replicas) = len(self.ids), self.duty
+        if not replicas:
+            return range(0)
         return range(count * position // replicas, count * (position + 1) // replicas)
 
     @property

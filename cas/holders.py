@@ -37,10 +37,12 @@ class Holders:
 class Census:
     """All boxes of all ranks. `offsets[r]` is the number of rank r's first box, and the last one how many there are.
 
-    `found[n]` are the boxes of leaf n of the merged state and where they are; a few stand for several leaves.
+    `found[n]` are the boxes of leaf n of the merged state and where they are; a few stand for several leaves. Errors
+    call rank r `known_as[r]`.
     """
 
     found: list[dict[Extent, list[int]]]
+    known_as: Sequence[int]
     offsets: list[int] = field(default_factory=lambda: [0])
     shared: list[int] = field(default_factory=list)
 
@@ -58,7 +60,8 @@ class Census:
         self.offsets.append(number)
 
     def rank(self, number: int) -> int:
-        return bisect_right(self.offsets, number) - 1
+        """What errors call the rank that holds box `number`."""
+        return self.known_as[bisect_right(self.offsets, number) - 1]
 
     def ranks(self, numbers: Iterable[int]) -> str:
         return ranks_text([self.rank(number) for number in numbers])

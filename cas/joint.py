@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from . import committing, objects
-from .asking import ask, same_everywhere
+from .asking import ask, meet
 from .backend import Backend
 from .block import ObjectId, block_id
 from .branches import Base, Overtaken
@@ -24,15 +24,15 @@ from .catalog import Catalog
 from .commits import Commit, commit_of
 from .committing import CommitOptions, Request, Stored
 from .cutting import Cut, Duty, cuts_of
-from .errors import CommitUnknown, Invalid
+from .errors import CasError, CommitUnknown, Invalid
 from .merging import merge
-from .nodes import pack, unpack
+from .nodes import Node, pack, unpack
 from .objects import decode_commit, encode_commit
 from .outline import outline_of
 from .packing import Counters
 from .plan import Plan
 from .roots import Roots
-from .small_writes import SMALL, collect, hand_over
+from .small_writes import SMALL, decoded, give_up, message_of
 from .team import Call, LostRank
 from .writer import ObjectWriter, WriterSettings
 
@@ -80,24 +80,26 @@ class JointCommit:
         self._first = options.get("replicas", "equal") == "first"
         self.branch = options.get("branch", "main")
         self._started = time.perf_counter()
+        self._sealed = False
+        self._met = False
 
     # -- 1. what, and on what -----------------------------------------------------------------------------------
 
-    def enter(self, state: Any, settle: Callable[[], None]) -> Request:
+    def enter(self, state: Any, ready: Callable[[], None]) -> Request:
         """This rank's part of the state, checked; all ranks are there and mean the same commit.
 
-        `settle` makes sure that an earlier commit of this Store has ended.
+        `ready` raises if this rank's Store cannot commit, and returns when its last commit has ended.
         """
 
-        def hello() -> bytes:
-            settle()
+        def hello() -> tuple[dict[str, Any], Node]:
+            ready()
             self._request = self._requested(state)
             self._outline = outline_of(self._request.skeleton, self._request.leaves)
             self._digests = [block_id(self._outline.structure), block_id(self._outline.boxes)]
-            return pack([self._terms(), self._call.node, self._digests])
+            return self._terms(), [self._call.node, self._digests]
 
-        answer = ask(self._call, self._call.door, hello, self._open)
-        self._seq, self._epoch, self._wanted, self._lead, self._members = unpack(answer, "an answer")
+        answer = meet(self._call, hello, self._open)
+        self._seq, self._epoch, self._wanted, self._lead, self._members = answer
         return self._request
 
     def _requested(self, state: Any) -> Request:
@@ -120,9 +122,8 @@ class JointCommit:
             "replicas": self._options.get("replicas", "equal"),
         }
 
-    def _open(self, hellos: list[bytes]) -> list[bytes]:
-        terms, nodes, digests = zip(*(unpack(hello, "a rank's call") for hello in hellos), strict=True)
-        same_everywhere(self._call, terms)
+    def _open(self, hellos: list[Node]) -> list[Node]:
+        nodes, digests = zip(*hellos, strict=True)
         self._base = self._host.base_of(self._options)
         root = self._host.roots.current()
         memory, asked = self._host.memory, set[bytes]()
@@ -133,7 +134,7 @@ class JointCommit:
             wanted = [digest not in memory.said and digest not in asked for digest in both]
             asked.update(both)
             members = [other for other, lead in enumerate(leads) if lead == rank != other]
-            answers.append(pack([root.seq, root.epoch, wanted, leads[rank], members]))
+            answers.append([root.seq, root.epoch, wanted, leads[rank], members])
         return answers
 
     # -- 2. who holds what --------------------------------------------------------------------------------------
@@ -169,7 +170,7 @@ class JointCommit:
         key = tuple(digest for both in self._known for digest in both)
         if memory.plan is None or memory.key != key:
             structures, boxes = zip(*([memory.said[digest] for digest in both] for both in self._known), strict=True)
-            memory.plan, memory.key = merge(list(structures), list(boxes)), key
+            memory.plan, memory.key = merge(structures, boxes, self._call.ranks), key
         memory.said = {digest: memory.said[digest] for digest in key}
         return [memory.plan.duties(rank, self._first) for rank in range(self._call.size)]
 
@@ -177,41 +178,60 @@ class JointCommit:
 
     def _attempt(self, duties: list[Duty]) -> bytes:
         host, hold = self._host, SMALL if self._lead != self._call.rank else 0
-        with ObjectWriter(
-            host.backend, host.catalog, self._request.codec, host.settings, self._request.progress, hold
-        ) as writer:
+        request = self._request
+        with ObjectWriter(host.backend, host.catalog, request.codec, host.settings, request.progress, hold) as writer:
             try:
                 return ask(
                     self._call,
                     self._call.line,
-                    lambda: self._store(writer, duties),
+                    lambda: self._store_or_give_up(writer, duties),
                     lambda results: self._publish(writer, results),
+                    self._as_told,
                 )
             except LostRank as error:
                 if self._call.rank == 0 or not error.in_doubt:
                     raise
-                raise CommitUnknown(
-                    f"{error}; whether the commit on {self.branch} was published is not known here: load the branch "
-                    "to see"
-                ) from error
+                raise self._unknown(error) from error
+
+    def _as_told(self, error: BaseException) -> BaseException:
+        """What the others hear of an error of number 0: an interrupt, say, may have come after the record was made."""
+        if not self._sealed or isinstance(error, CasError):
+            return error
+        return self._unknown(f"{self._call.name(0)}: {type(error).__name__}: {error}")
+
+    def _unknown(self, why: object) -> CommitUnknown:
+        return CommitUnknown(
+            f"{why}; whether the commit on {self.branch} was published is not known here: load the branch to see"
+        )
+
+    def _store_or_give_up(self, writer: ObjectWriter, duties: list[Duty]) -> bytes:
+        self._met = False
+        try:
+            return self._store(writer, duties)
+        except BaseException:
+            if not self._met:
+                give_up(self._call, self._lead, self._members)
+            raise
 
     def _store(self, writer: ObjectWriter, duties: list[Duty]) -> bytes:
-        """This rank's blocks and lists, durable but for what others still add to its pack; says what they are."""
-        call, others = self._call, self._lead != self._call.rank
-        if others:
-            with hand_over(call, self._lead) as given:
-                cuts = self._store_own(writer, duties)
-                reports = [cut.report(writer.put) for cut in cuts]
-                given += writer.finish_or_give()
+        """This rank's blocks and lists, durable but for what is in the pack of number 0; says what they are."""
+        call = self._call
+        cuts = self._store_own(writer, duties)
+        reports = [cut.report(writer.put) for cut in cuts]
+        if self._lead != call.rank:
+            message = message_of(writer.finish_or_give())
+            self._met = True
+            call.line.send(message, self._lead)
         else:
-            with collect(call, self._members, writer):
-                cuts = self._store_own(writer, duties)
-                reports = [cut.report(writer.put) for cut in cuts]
+            arrived = [call.line.receive(member) for member in self._members]
+            self._met = True
+            for message in arrived:
+                writer.take(decoded(message))
             if call.rank:
                 writer.finish()
         new = writer.counters if call.rank else Counters()
         blocks = sum(len(cut.own) for cut in cuts)
-        return pack([reports, blocks, [new.new_blocks, new.new_raw, new.new_stored]])
+        return pack([pack(reports), blocks, [new.new_blocks, new.new_raw, new.new_stored]])
 
     def _store_own(self, writer: ObjectWriter, duties: list[Duty]) -> list[Cut]:
         self._host.roots.wait_for(self._seq)  # what is condemned there must not be leant on here
@@ -223,12 +243,13 @@ class JointCommit:
         plan = self._host.memory.plan
         assert plan is not None, "a plan is made in the step before"
         reports, blocks, counts = zip(*(unpack(result, "a rank's report") for result in results), strict=True)
-        plan.settle(self._values, list(map(pack, reports)), writer.put, self._first, self._host.settings.block_size)
+        plan.settle(self._values, reports, writer.put, self._first, self._host.settings.block_size)
         stored = Stored(plan.nbytes, sum(blocks))
         for numbers in counts:
             stored.new.add(Counters(*numbers))
         name, commit, stored = committing.seal_commit(self._request, self._base, plan.skeleton, stored, writer)
         try:
+            self._sealed = True
             self._call.line.seal()  # from here on a rank that loses the others cannot know what became of the commit
             made = self._host.publish(self._request, self._base, name, commit, stored, self._epoch)
         except Overtaken:

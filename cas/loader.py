@@ -116,6 +116,7 @@ class Loader:
     _entries: int = 0
     _uses: list[BlockUse] = field(default_factory=list)
     _filled: list[_Filled] = field(default_factory=list)
+    _places: set[tuple[Any, ...]] = field(default_factory=set)
     _tied: dict[int, tuple[TensorEntry, _Pending]] = field(default_factory=dict)
     _ties: list[int | None] = field(default_factory=list)
     _composites: dict[ObjectId, _Pending] = field(default_factory=dict)
@@ -216,7 +217,8 @@ class Loader:
             known = set(keys)
             extra = [key for key in target if key not in known]
             if ((missing and self.rank.lacking is None) or extra) and not self.only:
-                raise Invalid(f"{where} lacks {missing[:5]} and has {extra[:5]} that the commit does not have")
+                lacks = f"lacks {missing[:5]} and " if self.rank.lacking is None else ""
+                raise Invalid(f"{where} {lacks}has {extra[:5]} that the commit does not have")
         elif not isinstance(target, list | tuple) or type(target) is not LISTED_TAGS[tag] or len(target) != len(keys):
             kind = LISTED_TAGS[tag].__name__
             raise Invalid(f"{where} is not a {kind} of {len(keys)} items as in the commit")
@@ -309,7 +311,11 @@ class Loader:
                 assigned.append((part, fresh))
             elif len(held):
                 start = int(np.frombuffer(held, np.uint8).ctypes.data)
-                self._filled.append(_Filled(start, start + len(held), entry.content, box, path))
+                filled = _Filled(start, start + len(held), entry.content, box, path)
+                if filled[:4] in self._places:  # tied: two threads must not write one memory
+                    continue
+                self._places.add(filled[:4])
+                self._filled.append(filled)
             self._uses.extend(extent.uses(box, held, owner))
         return _Pending(lambda: _assigned(adapter, target, assigned))
 

@@ -14,24 +14,26 @@ from .ties import first_members
 Boxes = list[list[Extent]]
 
 
-def merge(structures: Sequence[bytes], boxes: Sequence[bytes]) -> Plan:
+def merge(structures: Sequence[bytes], boxes: Sequence[bytes], known_as: Sequence[int] | None = None) -> Plan:
     """The plan of a commit by ranks with these structures and boxes, given in the order of the ranks.
 
-    `Invalid` where the ranks' states do not make one: the message names the path and the ranks.
+    `Invalid` where the ranks' states do not make one: the message names the path and the ranks, as `known_as` numbers
+    them.
     """
+    known_as = range(len(structures)) if known_as is None else known_as
     if not structures or len(structures) != len(boxes):
         raise Invalid(f"{len(structures)} structures and {len(boxes)} lists of boxes do not merge; give one per rank")
     first_ranks: dict[bytes, int] = {}
     for rank, data in enumerate(structures):
         first_ranks.setdefault(data, rank)
-    decoded = [decode_structure(data, rank) for data, rank in first_ranks.items()]
-    merged = MergedSkeleton(decoded, list(first_ranks.values()))
+    decoded = [decode_structure(data, known_as[rank]) for data, rank in first_ranks.items()]
+    merged = MergedSkeleton(decoded, [known_as[rank] for rank in first_ranks.values()])
     numbers = {data: number for number, data in enumerate(first_ranks)}
     kinds = [numbers[data] for data in structures]
-    held = [decode_boxes(data, decoded[kinds[rank]].ties, rank) for rank, data in enumerate(boxes)]
+    held = [decode_boxes(data, decoded[kinds[rank]].ties, known_as[rank]) for rank, data in enumerate(boxes)]
     firsts = _tie(merged, kinds, held)
     goals = [_goals(structure, leaf_at, firsts) for structure, leaf_at in zip(decoded, merged.leaf_at, strict=True)]
-    census = Census([{} for _ in merged.leaves])
+    census = Census([{} for _ in merged.leaves], known_as)
     for kind, mine in zip(kinds, held, strict=True):
         census.add(mine, goals[kind])
     holders = census.holders((number, leaf) for number, leaf in enumerate(merged.leaves) if leaf.tied_to is None)

@@ -84,11 +84,13 @@ class Opened:
         if pending is not None:
             pending.settle()
 
-    def _ready(self, group: Any) -> Team | None:
-        """The ranks that make a call together; None where this process makes it alone."""
+    def _ready(self) -> None:
         if self._closed:
             raise Invalid(f"store {self.path} was closed; open it again with cas.open")
         self._check_in_place()
+
+    def _team(self, group: Any) -> Team | None:
+        """The ranks that make a call together; None where this process makes it alone."""
         if group is None:
             return None
         if group is not UNSET:
@@ -125,7 +127,7 @@ class Opened:
 
     def _with_state(self, rev: str | None) -> ObjectId:
         """The commit that a revision names, whose state is there."""
-        self._ready(None)
+        self._ready()
         root = self._roots.current()
         name = self._revisions().resolve(rev, root)
         self._held(name, root)

@@ -140,7 +140,7 @@ class Plan:
         said: list[bytes] = []
         offsets = self.census.offsets
         for rank, data in enumerate(reports):
-            said += decode_reports(data, offsets[rank + 1] - offsets[rank], rank)
+            said += decode_reports(data, offsets[rank + 1] - offsets[rank], self.census.known_as[rank])
         return said
 
     def _told(self, values: Sequence[bytes]) -> list[list[tuple[bytes, list[int]]]]:
@@ -150,16 +150,17 @@ class Plan:
             groups.setdefault((kind, data), []).append(rank)
         told: list[list[tuple[bytes, list[int]]]] = [[] for _ in self.slots]
         for (kind, data), ranks in groups.items():
-            slots = self.slot_at[kind]
-            for slot, packed in zip(slots, decode_values(data, len(slots), ranks[0]), strict=True):
+            slots, known_as = self.slot_at[kind], self.census.known_as[ranks[0]]
+            for slot, packed in zip(slots, decode_values(data, len(slots), known_as), strict=True):
                 told[slot].append((packed, ranks))
         return told
 
     def _differing_values(self, told: list[list[tuple[bytes, list[int]]]]) -> Iterable[str]:
         for slot, ((first, holders), *others) in zip(self.slots, told, strict=True):
             if any(packed != first for packed, _ in others):
+                known_as = self.census.known_as
                 ranks = sorted(rank for packed, ranks in others if packed != first for rank in ranks)
-                yield _difference(slot.path, ranks, holders[0])
+                yield _difference(slot.path, [known_as[rank] for rank in ranks], known_as[holders[0]])
 
     def _differing_boxes(self, said: list[bytes]) -> Iterable[str]:
         for held in self.holders:

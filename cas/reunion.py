@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .asking import ask, same_everywhere
+from .asking import ask, meet
 from .errors import Invalid
 from .nodes import pack, unpack
 from .paths import Path, format_path
@@ -18,15 +18,13 @@ from .team import Call
 
 
 def agree(
-    call: Call, terms: dict[str, Any], resolve: Callable[[], tuple[int, bytes | None]]
+    call: Call, terms: Callable[[], dict[str, Any]], resolve: Callable[[], tuple[int, bytes | None]]
 ) -> tuple[int, bytes | None]:
-    """What number 0 resolved: the number of the root, and the commit's id or, where a default stands for it, None."""
+    """What number 0 resolved: the number of the root, and the commit's id or, where a default stands for it, None.
 
-    def decide(said: list[bytes]) -> list[bytes]:
-        same_everywhere(call, [unpack(item, "a rank's call") for item in said])
-        return [pack(resolve())] * call.size
-
-    seq, name = unpack(ask(call, call.door, lambda: pack(terms), decide), "an answer")
+    `terms` raises if this rank cannot load at all.
+    """
+    seq, name = meet(call, lambda: (terms(), None), lambda _: [list(resolve())] * call.size)
     return seq, name
 
 

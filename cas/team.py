@@ -43,6 +43,10 @@ class Line(Channel, Protocol):
 
     def receive(self, source: int) -> bytes: ...
 
+    def close(self) -> None:
+        """Give up this rank's connections: the others find it gone at once, and the next call makes new ones."""
+        ...
+
     def seal(self) -> None:
         """At rank 0, before what cannot be taken back: `LostRank` if the call has failed for any rank.
 
@@ -81,6 +85,11 @@ class Call(Protocol):
 
     @property
     def line(self) -> Line: ...
+
+    @property
+    def ranks(self) -> Sequence[int]:
+        """The ranks' numbers in the whole job, which errors go by."""
+        ...
 
     def name(self, rank: int) -> str:
         """A rank as errors name it: `rank 5`, by its number in the whole job."""

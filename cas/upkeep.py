@@ -40,7 +40,7 @@ class Upkeep(Opened):
 
     def stats(self) -> stats.StoreStats:
         """What the store holds and takes on disk."""
-        self._ready(None)
+        self._ready()
         return stats.measure(self._backend, self._catalog, self._objects, self._roots.current())
 
     def commit_stats(self, rev: str | None = None) -> CommitStats:
@@ -51,7 +51,7 @@ class Upkeep(Opened):
 
     def branch_sizes(self) -> dict[str, int]:
         """For each branch, the stored bytes of all objects that no other branch or tag leads to."""
-        self._ready(None)
+        self._ready()
         root = self._roots.current()
         return stats.bytes_by_branch(root, self._roots.absent(root), self._objects, self._catalog)
 
@@ -74,7 +74,7 @@ class Upkeep(Opened):
             raise Invalid(f"sample is a part of the stored bytes such as 0.05, not {sample}")
         if source is not None and not repair:
             raise Invalid("a source is what a repair takes blocks from; give repair=True as well")
-        self._ready(None)
+        self._ready()
         state = self._needs.with_name("fsck")
         checker = fsck.Checker(self._backend, self._catalog, self._log, self._roots, self._blocks, state)
         found = checker.check(1.0 if data else sample, progress)
@@ -95,7 +95,7 @@ class Upkeep(Opened):
         `NotFound`.
         """
         with self._turn:
-            self._ready(None)
+            self._ready()
             self._settle_pending()
             with _told("the undo"):
                 before, made = self._branches.restore(seq)
@@ -103,7 +103,7 @@ class Upkeep(Opened):
 
     def roots(self) -> Iterator[audit.Entry]:
         """Every update of the store, newest first: the audit trail, and where `undo` can go."""
-        self._ready(None)
+        self._ready()
         return audit.entries(self._log)
 
     # -- freeing ------------------------------------------------------------------------------------------------
@@ -113,14 +113,14 @@ class Upkeep(Opened):
 
         See `Rules`. The tip always stays, and what another branch names. The next collection frees the space.
         """
-        self._ready(None)
+        self._ready()
         policy = policy_of(**rules)
         with _told("the prune"):
             return self._pruner().prune(branch, policy, dry_run, self._surveyor(), gc.undo_from(gc.EXPIRE))
 
     def set_policy(self, branch: str = "main", **rules: Unpack[Rules]) -> None:
         """Have every commit on a branch prune it by these rules from now on; without rules no more."""
-        self._ready(None)
+        self._ready()
         check_name(branch, "branch")
         policy = policy_of(**rules) if rules else None
         why = f"policy of {branch}: {'none' if policy is None else describe(policy)}"
@@ -129,7 +129,7 @@ class Upkeep(Opened):
 
     def policies(self) -> dict[str, str]:
         """By branch, what commits keep when they prune it by themselves."""
-        self._ready(None)
+        self._ready()
         root = self._roots.current()
         return {name: describe(decode_policy(node)) for name, node in policies(root).items()}
 
@@ -146,7 +146,7 @@ class Upkeep(Opened):
         Safe beside writers, readers and other collections. `grace` in seconds: readers are waited for that long, and
         packs younger than that stay (0: neither). `dry_run` only says what would go.
         """
-        self._ready(None)
+        self._ready()
         times = gc.check_seconds("grace", grace), gc.check_seconds("expire", expire)
         with _told("the collection"):
             return gc.Collector(self._surveyor(), self._settings.threads, *times, progress).collect(dry_run)

@@ -13,7 +13,7 @@ from .dtypes import DTYPES
 from .errors import Invalid
 from .extent import extent_of
 from .grid import Box
-from .loader import Loader, Owner
+from .loader import Loader, Owner, Rank
 from .nodes import KEYED_TAGS, Node, Tag, TensorEntry, tensor_of
 from .objects import entries_of
 from .paths import Key, Path, format_path
@@ -27,6 +27,7 @@ class _Source:
     objects: Objects
     blocks: BlockReader
     commit: ObjectId
+    rank: int
 
 
 class TensorView:
@@ -160,9 +161,9 @@ def _look(source: _Source, node: Node, path: Path) -> Any:
 
 
 def _value(source: _Source, node: Node, path: Path) -> Any:
-    return Loader(source.objects, source.blocks, source.commit).values(node, path)
+    return Loader(source.objects, source.blocks, source.commit, rank=Rank(source.rank)).values(node, path)
 
 
-def view_of(commit: ObjectId, tree: ObjectId, objects: Objects, blocks: BlockReader) -> Any:
-    """The view of a commit's state: a `View`, a `SequenceView`, or for a state of one leaf that leaf."""
-    return _look(_Source(objects, blocks, commit), objects.tree(tree), ())
+def view_of(commit: ObjectId, tree: ObjectId, objects: Objects, blocks: BlockReader, rank: int = 0) -> Any:
+    """A rank's view of a commit's state: a `View`, a `SequenceView`, or for a state of one leaf that leaf."""
+    return _look(_Source(objects, blocks, commit, rank), objects.tree(tree), ())

@@ -10,6 +10,7 @@ import datetime
 import multiprocessing
 import os
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from typing import Any
 import torch.distributed as dist
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed.tensor", "cas.store", "cas.torch.adapter"])
+_TORCH = ["torch", "torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint"]
+_context.set_forkserver_preload([*_TORCH, "torch.distributed.fsdp", "cas.store", "cas.torch.adapter"])
 LIMIT = 90.0
 
 
@@ -50,8 +52,9 @@ class Rank:
         assert kind == "said", value
         return value
 
-    def let_go(self) -> None:
-        self.pipe.send(None)
+    def let_go(self, value: Any = None) -> None:
+        """End the rank's `pause`, which returns `value`."""
+        self.pipe.send(value)
 
 
 @dataclass
@@ -105,17 +108,24 @@ class Job:
                 del todo[pipe]  # type: ignore[arg-type]
 
 
-def start(size: int, target: Callable[..., Any], *args: Any) -> Job:
+def start(size: int, target: Callable[..., Any], *args: Any, hosted_by_rank_0: bool = False) -> Job:
     """A job of `size` ranks that each run `target(rank, *args)` inside a process group."""
-    store = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    store = None if hosted_by_rank_0 else dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    port = free_port() if store is None else store.port
     job = Job(store=store)
     for rank in range(size):
         ours, theirs = _context.Pipe()
-        process = _context.Process(target=_main, args=(rank, size, store.port, theirs, target, args), daemon=True)
+        place = (rank, size, port, hosted_by_rank_0 and rank == 0)
+        process = _context.Process(target=_main, args=(*place, theirs, target, args), daemon=True)
         process.start()
         theirs.close()
         job.ranks.append(Rank(process, ours))
     return job
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def run(size: int, target: Callable[..., Any], *args: Any, timeout: float = LIMIT) -> list[Any]:
@@ -133,18 +143,26 @@ def say(value: Any) -> None:
     _pipe.send(("said", value))
 
 
-def pause(value: Any = None) -> None:
-    """In a rank: tell the test that it may act, and wait until it says to go on."""
+def pause(value: Any = None) -> Any:
+    """In a rank: tell the test that it may act, and wait until it says to go on; what it gives with that."""
     say(value)
     assert _pipe is not None
-    _pipe.recv()
+    return _pipe.recv()
 
 
-def _main(rank: int, size: int, port: int, pipe: Connection, target: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _main(
+    rank: int,
+    size: int,
+    port: int,
+    hosts: bool,
+    pipe: Connection,
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
     global _pipe
     _pipe = pipe
     try:
-        store = dist.TCPStore("127.0.0.1", port, None, False, datetime.timedelta(seconds=30))
+        store = dist.TCPStore("127.0.0.1", port, None, hosts, datetime.timedelta(seconds=30), wait_for_workers=False)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=30))
         result = target(rank, *args)
     except BaseException:

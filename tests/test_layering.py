@@ -44,6 +44,7 @@ ORDER = (
     {"gathered", "opened"},
     {"upkeep"},
     {"committer"},
+    {"retriever"},
     {"store"},
     {"opening"},
     {"__init__"},

@@ -4,11 +4,12 @@ Keys, under a prefix of the group's own, `c` the number of the call and `n` that
 
     c/n/r           what rank r gives to rank 0, more of it in c/n/r/1 and so on; rank 0 deletes it
     c/n/to/r        what rank 0 has for rank r, likewise; rank r deletes it
+    begun           the number of the newest call that any rank has begun
     c/here          rank 0 has come and waits for others
     c/verdict       the call has failed: why, in the words that every rank raises
 
-The first verdict of a call stands. Two calls may be under way, so once all ranks have come to a call, nobody asks for
-the verdict of the last but one, and it is deleted. What is left of failures, a few keys each, goes with the store.
+The first verdict of a call stands. Rank 0 deletes it when there are a few newer ones: ranks that come late read it,
+and one call may run in the background while many others come and go.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -36,6 +38,8 @@ _COUNT = struct.Struct("<I")
 SHORT = 0.5
 # Waits look again after a pause that grows to the longest, in seconds. A blocking wait of the store would hold its
 # connection, cannot be interrupted, and prints warnings when it ends.
+_BEGUN = "begun"
+_KEPT = 8
 _SEAL = "\0sealed"
 _FIRST_PAUSE, _PAUSE_GROWTH, _LONGEST_PAUSE = 0.0002, 1.2, 0.25
 
@@ -75,14 +79,15 @@ class Client:
         """`job` with the store; it should end by itself within `seconds`."""
         try:
             if self._own is None:
-                self._own = patiently(self._connect, seconds + MARGIN)
+                self._own = patiently(self._connect, 2 * MARGIN)
             own = self._own
             return patiently(lambda: job(own), seconds + MARGIN)
         except (DistError, TimeoutError) as error:
             self._own = None
             raise LostRank(
                 "the job's rendezvous store does not answer: the process that hosts it, most often rank 0 or the "
-                "launcher's agent, is gone; start the job again"
+                "launcher's agent, is gone; start the job again",
+                in_doubt=True,
             ) from error
         except BaseException:  # an interrupt: the thread left behind still uses the connection
             self._own = None
@@ -108,19 +113,28 @@ def wait_for(found: Callable[[], bool], deadline: float) -> bool:
 class Verdict:
     """Whether one call has failed, and why: known to all its ranks through the store."""
 
-    def __init__(self, call: int) -> None:
+    def __init__(self, call: int, kept: deque[str] | None = None) -> None:
         self._key, self._here = f"{call}/verdict", f"{call}/here"
+        self._kept = kept
 
     def publish(self, store: Store, text: str) -> LostRank:
         """What to raise: `text`, or what another rank has published before."""
-        said = store.compare_set(self._key, "", text).decode()
+        said = self._first(store, text)
         return LostRank(text, in_doubt=True) if said == _SEAL else LostRank(said)
 
     def seal(self, store: Store) -> None:
         """At rank 0: from now on no verdict says that the call failed."""
-        said = store.compare_set(self._key, "", _SEAL).decode()
+        said = self._first(store, _SEAL)
         if said != _SEAL:
             raise LostRank(said)
+
+    def _first(self, store: Store, text: str) -> str:
+        said: str = store.compare_set(self._key, "", text).decode()
+        if self._kept is not None and self._key not in self._kept:
+            self._kept.append(self._key)
+            while len(self._kept) > _KEPT:
+                store.delete_key(self._kept.popleft())
+        return said
 
     def stands(self, store: Store) -> bool:
         return bool(store.check([self._key]))
@@ -139,9 +153,6 @@ class Verdict:
             wait_for(lambda: found() or self.stands(store), deadline + timeout)
         return found()
 
-    def delete(self, store: Store) -> None:
-        store.delete_key(self._key)
-
 
 def _put(store: Store, key: str, data: bytes) -> None:
     """The store closes the connection over a message of more than 8 MiB: the first part counts the others."""
@@ -159,6 +170,25 @@ def _take(store: Store, key: str) -> bytes:
     for name in (key, *more):
         store.delete_key(name)
     return b"".join(parts)
+
+
+def number_of_call(store: Store, number: int, timeout: float) -> int:
+    """The number of the call that a rank begins which has counted up to `number`.
+
+    A rank that missed calls takes part in the newest that another has begun. One that is late to a call which failed
+    without it waits a moment for a newer one: ranks that call in lockstep begin that now.
+    """
+    begun = _begun(store)
+    number = max(number, begun)
+    if number > begun:
+        store.set(_BEGUN, str(number))
+    elif Verdict(number).stands(store):
+        wait_for(lambda: _begun(store) > number, time.monotonic() + min(MARGIN, timeout))
+    return max(number, _begun(store))
+
+
+def _begun(store: Store) -> int:
+    return int(store.get(_BEGUN)) if store.check([_BEGUN]) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +214,9 @@ class Seat:
 class Door:
     """The door of one call."""
 
-    def __init__(self, seat: Seat, client: Client, call: int, timeout: float) -> None:
+    def __init__(self, seat: Seat, client: Client, verdict: Verdict, call: int, timeout: float) -> None:
         self._seat, self._client, self._call, self._timeout = seat, client, call, timeout
-        self._verdict = Verdict(call)
+        self._verdict = verdict
         self._exchanges = 0
         self._given = ""
 
@@ -229,8 +259,6 @@ class Door:
                 for key in keys:
                     store.delete_key(key)
                 raise lost
-        if self._exchanges == 1:
-            Verdict(self._call - 2).delete(store)
         return [_take(store, key) for key in keys]
 
     def _answer(self, store: Store, key: str) -> bytes:

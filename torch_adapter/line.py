@@ -8,6 +8,7 @@ the generation that all of them still hold, or on a new one.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 import time
@@ -27,7 +28,7 @@ from .door import MARGIN, Client, Door, Seat, Verdict, wait_for
 T = TypeVar("T")
 
 _NUMBER = struct.Struct("<Q")
-_TAGS = (1 << 31) - 1  # for calls; one more is for no message
+_TAGS = 1 << 29  # of calls: for what all ranks exchange, then for what two do; one more is for no message
 # Seconds in which a rank that closed its connections publishes why.
 _GRACE = 1.0
 # The shortest wait, in seconds: none at all would be one without end.
@@ -113,7 +114,7 @@ def _close(group: Any, seat: Seat) -> None:
     for rank in range(seat.size):
         if rank != seat.rank:
             try:
-                group.recv([torch.empty(1, dtype=torch.uint8)], rank, _TAGS).wait(timedelta(milliseconds=1))
+                group.recv([torch.empty(1, dtype=torch.uint8)], rank, 2 * _TAGS).wait(timedelta(milliseconds=1))
             except RuntimeError:
                 pass
 
@@ -145,36 +146,41 @@ class Entry:
 class Line:
     """The line of one call."""
 
-    def __init__(self, seat: Seat, wire: Wire, client: Client, entry: Entry, call: int, timeout: float) -> None:
+    def __init__(
+        self, seat: Seat, wire: Wire, client: Client, entry: Entry, verdict: Verdict, call: int, timeout: float
+    ) -> None:
         self._seat, self._wire, self._client, self._entry, self._timeout = seat, wire, client, entry, timeout
         self._tag = call % _TAGS
-        self._verdict = Verdict(call)
+        self._verdict = verdict
 
     def gather(self, data: bytes) -> list[bytes]:
         if self._seat.rank:
-            self.send(data, 0)
+            self._run(lambda post: post.send([0], [data]))
             return []
         others = range(1, self._seat.size)
         return [data, *self._run(lambda post: post.receive(others))] if others else [data]
 
     def scatter(self, parts: Sequence[bytes]) -> bytes:
         if self._seat.rank:
-            return self.receive(0)
+            return self._run(lambda post: post.receive([0]))[0]
         others = range(1, self._seat.size)
         if others:
             self._run(lambda post: post.send(others, parts[1:]))
         return parts[0]
 
     def send(self, data: bytes, to: int) -> None:
-        self._run(lambda post: post.send([to], [data]))
+        self._run(lambda post: post.send([to], [data]), _TAGS)
 
     def receive(self, source: int) -> bytes:
-        return self._run(lambda post: post.receive([source]))[0]
+        return self._run(lambda post: post.receive([source]), _TAGS)[0]
+
+    def close(self) -> None:
+        self._wire.drop(self._entry.generation)
 
     def seal(self) -> None:
         self._client.run(self._verdict.seal, self._timeout)
 
-    def _run(self, job: Callable[[_Post], T]) -> T:
+    def _run(self, job: Callable[[_Post], T], tags: int = 0) -> T:
         generation = self._entry.generation
         if not generation:
             raise Invalid("the line of a call opens with the first gather and scatter at its door; make them first")
@@ -185,7 +191,7 @@ class Line:
                 self._verdict.come(store)
             try:
                 group = self._wire.connected(store, generation, self._timeout, deadline)
-                return job(_Post(group, self._seat, self._tag, self._timeout, deadline))
+                return job(_Post(group, self._seat, tags + self._tag, self._timeout, deadline))
             except _Lost as lost:
                 raise self._settle(store, lost) from lost
             finally:
@@ -194,9 +200,16 @@ class Line:
 
         try:
             return self._client.run(work, 2 * self._timeout + 2 * MARGIN)
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, LostRank):
+                self._say_interrupted()
             self._wire.drop(generation)  # only now: who sees the connections close looks for the verdict
             raise
+
+    def _say_interrupted(self) -> None:
+        text = f"{self._seat.name(self._seat.rank)} was interrupted; see its own output"
+        with contextlib.suppress(LostRank):
+            self._client.run(lambda store: self._verdict.publish(store, text), MARGIN)
 
     def _settle(self, store: Store, lost: _Lost) -> LostRank:
         """The verdict of whoever knows best what went wrong, or else one's own: a rank that waited for a third one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import zlib
+from collections import deque
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
@@ -13,17 +14,18 @@ from torch.distributed import distributed_c10d
 
 from cas.errors import Invalid
 
-from .door import Client, Door, Seat
+from .door import Client, Door, Seat, Verdict, number_of_call
 from .line import Entry, Line, Wire
 
 
 class TorchCall:
     def __init__(self, team: TorchTeam, number: int, timeout: float) -> None:
         self._seat, self.timeout = team.seat, timeout
-        self.rank, self.size = team.rank, team.size
+        self.rank, self.size, self.ranks = team.rank, team.size, team.seat.ranks
         self.node = socket.gethostname()
-        self.door = Entry(Door(team.seat, team.door_client, number, timeout), team.wire)
-        self.line = Line(team.seat, team.wire, team.line_client, self.door, number, timeout)
+        verdict = Verdict(number, None if team.rank else team.verdicts)
+        self.door = Entry(Door(team.seat, team.door_client, verdict, number, timeout), team.wire)
+        self.line = Line(team.seat, team.wire, team.line_client, self.door, verdict, number, timeout)
 
     def name(self, rank: int) -> str:
         return self._seat.name(rank)
@@ -32,7 +34,7 @@ class TorchCall:
 class TorchTeam:
     """Ranks that share a store, under a prefix that no other team of this store has ever had.
 
-    `ranks` are their numbers in the whole job. The calls are numbered by each rank for itself.
+    `ranks` are their numbers in the whole job.
     """
 
     def __init__(self, store: Store, rank: int, ranks: tuple[int, ...], prefix: str) -> None:
@@ -40,10 +42,12 @@ class TorchTeam:
         self.rank, self.size = rank, len(ranks)
         self.door_client, self.line_client = Client(store, prefix), Client(store, prefix)
         self.wire = Wire(self.seat)
+        self.verdicts = deque[str]()
         self._calls = 0
 
     def call(self, timeout: float) -> TorchCall:
-        self._calls += 1
+        number = self._calls + 1
+        self._calls = self.door_client.run(lambda store: number_of_call(store, number, timeout), timeout)
         return TorchCall(self, self._calls, timeout)
 
 
