@@ -122,10 +122,14 @@ class Branches:
                 if self._loaded.get(branch) == before:
                     self._loaded[branch] = commit
 
-    def adopt(self, branch: str, commit: ObjectId) -> None:
-        """Note that this Store committed `commit` together with others, one of whom published it."""
+    def adopt(self, branch: str, commit: ObjectId, before: ObjectId | None) -> None:
+        """Note that this Store committed `commit` together with others, one of whom published it.
+
+        Not when it has moved on meanwhile from `before`, what it had loaded when that began.
+        """
         with self._lock:
-            self._loaded[branch] = commit
+            if self._loaded.get(branch) == before:
+                self._loaded[branch] = commit
 
     def forget(self, branch: str) -> None:
         with self._lock:

@@ -69,7 +69,7 @@ class Committer(Upkeep):
                 team.call(sound_timeout(options.get("timeout", TIMEOUT))), self._host(settings), options
             )
             request = joint.enter(state, self._ready_to_commit)
-            return partial(self._finish, joint), joint.fail, request
+            return partial(self._finish, joint, self._branches.loaded(joint.branch)), joint.fail, request
         committing.check_options(options)
         self._ready_to_commit()
         request = committing.request(state, options, started)
@@ -161,14 +161,14 @@ class Committer(Upkeep):
 
     # -- with others --------------------------------------------------------------------------------------------
 
-    def _finish(self, joint: JointCommit) -> Commit:
+    def _finish(self, joint: JointCommit, before: ObjectId | None) -> Commit:
         """This rank's part of a commit by many, which all of them then hold for what they last committed."""
         try:
             commit = joint.run()
         except OSError as error:
             raise _not_made(joint.branch, error) from error
         if commit.branch is not None:
-            self._branches.adopt(commit.branch, ObjectId(bytes.fromhex(commit.id)))
+            self._branches.adopt(commit.branch, ObjectId(bytes.fromhex(commit.id)), before)
         return commit
 
     def _host(self, settings: WriterSettings) -> Host:

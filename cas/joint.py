@@ -32,7 +32,7 @@ from .outline import outline_of
 from .packing import Counters
 from .plan import Plan
 from .roots import Roots
-from .small_writes import SMALL, decoded, give_up, message_of
+from .small_writes import SMALL, Dues, decoded, message_of
 from .team import Call, LostRank
 from .writer import ObjectWriter, WriterSettings
 
@@ -81,7 +81,6 @@ class JointCommit:
         self.branch = options.get("branch", "main")
         self._started = time.perf_counter()
         self._sealed = False
-        self._met = False
 
     # -- 1. what, and on what -----------------------------------------------------------------------------------
 
@@ -161,17 +160,16 @@ class JointCommit:
         return pack([said, self._outline.values])
 
     def _merge(self, results: list[bytes]) -> list[bytes]:
-        memory = self._host.memory
-        self._values = []
+        memory, self._values = self._host.memory, []
         for result in results:
             said, values = unpack(result, "a rank's outline")
             memory.said.update({block_id(part): part for part in said if part is not None})
             self._values.append(values)
         key = tuple(digest for both in self._known for digest in both)
+        memory.said = {digest: memory.said[digest] for digest in key}
         if memory.plan is None or memory.key != key:
             structures, boxes = zip(*([memory.said[digest] for digest in both] for both in self._known), strict=True)
             memory.plan, memory.key = merge(structures, boxes, self._call.ranks), key
-        memory.said = {digest: memory.said[digest] for digest in key}
         return [memory.plan.duties(rank, self._first) for rank in range(self._call.size)]
 
     # -- 3. store, and publish ----------------------------------------------------------------------------------
@@ -205,28 +203,26 @@ class JointCommit:
         )
 
     def _store_or_give_up(self, writer: ObjectWriter, duties: list[Duty]) -> bytes:
-        self._met = False
+        is_lead = self._lead == self._call.rank
+        dues = Dues(None if is_lead else self._lead, list(self._members))
         try:
-            return self._store(writer, duties)
+            return self._store(writer, duties, dues)
         except BaseException:
-            if not self._met:
-                give_up(self._call, self._lead, self._members)
+            dues.give_up(self._call)
             raise
 
-    def _store(self, writer: ObjectWriter, duties: list[Duty]) -> bytes:
+    def _store(self, writer: ObjectWriter, duties: list[Duty], dues: Dues) -> bytes:
         """This rank's blocks and lists, durable but for what is in the pack of number 0; says what they are."""
         call = self._call
         cuts = self._store_own(writer, duties)
         reports = [cut.report(writer.put) for cut in cuts]
-        if self._lead != call.rank:
-            message = message_of(writer.finish_or_give())
-            self._met = True
-            call.line.send(message, self._lead)
+        if dues.lead is not None:
+            message, lead = message_of(writer.finish_or_give()), dues.lead
+            dues.lead = None
+            call.line.send(message, lead)
         else:
-            arrived = [call.line.receive(member) for member in self._members]
-            self._met = True
-            for message in arrived:
-                writer.take(decoded(message))
+            while dues.members:
+                writer.take(decoded(call.line.receive(dues.members.pop(0))))
             if call.rank:
                 writer.finish()
         new = writer.counters if call.rank else Counters()
@@ -249,6 +245,8 @@ class JointCommit:
             stored.new.add(Counters(*numbers))
         name, commit, stored = committing.seal_commit(self._request, self._base, plan.skeleton, stored, writer)
         try:
+            if self._host.roots.current().epoch != self._epoch:
+                raise Overtaken
             self._sealed = True
             self._call.line.seal()  # from here on a rank that loses the others cannot know what became of the commit
             made = self._host.publish(self._request, self._base, name, commit, stored, self._epoch)

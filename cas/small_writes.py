@@ -6,7 +6,8 @@ off the line, also when it has failed itself: nobody waits for the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from .block import Codec, Kind, ObjectId
 from .nodes import expect, is_id, pack, unpack
@@ -22,16 +23,22 @@ def message_of(given: Iterable[Stored]) -> bytes:
     return pack([list(item) for item in given])
 
 
-def give_up(call: Call, lead: int, members: Sequence[int]) -> None:
-    """What a rank that failed owes the others of its node. If it cannot even do that, they lose its connections."""
-    try:
-        if lead != call.rank:
-            call.line.send(message_of([]), lead)
-        for member in members:
-            call.line.receive(member)
-    except BaseException:
-        call.line.close()
-        raise
+@dataclass(slots=True)
+class Dues:
+    """What a rank still owes the others of its node: a message to the `lead`, if it has one, and to hear `members`."""
+
+    lead: int | None
+    members: list[int]
+
+    def give_up(self, call: Call) -> None:
+        """Nobody is to wait for a rank that failed; if it cannot even do this, the others lose its connections."""
+        try:
+            if self.lead is not None:
+                call.line.send(message_of([]), self.lead)
+            for member in self.members:
+                call.line.receive(member)
+        except BaseException:  # the failure that led here is the one to raise
+            call.line.close()
 
 
 def decoded(message: bytes) -> Iterator[Stored]:

@@ -58,12 +58,28 @@ def test_the_lines_on_what_you_have_already_work_on_a_pile(tmp_path: Path) -> No
         assert (tmp_path / "back" / name).read_bytes() == (checkpoint / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_the_lines_for_many_ranks_train_and_go_on_with_another_number(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(blocks("python")[1])
+    steps = [run(["sh", "-c", line], tmp_path) for line in blocks("sh")[2].splitlines()]
+    assert [re.findall(r"main \w+ step (\d+):", printed) for printed in steps] == [["3"], ["6"]]
+
+
+def test_the_lines_for_dcp_save_and_load(tmp_path: Path) -> None:
+    setup = (
+        "import cas, torch, warnings; warnings.simplefilter('ignore')\n"
+        "store, state, step = cas.open('.cas', create=True), {'w': torch.ones(3)}, 7\n"
+    )
+    check = "assert store.resolve('main').step == 7 and torch.equal(store.load('main')['w'], torch.ones(3))\n"
+    run([sys.executable, "-c", setup + blocks("python")[2] + check], tmp_path)
+
+
 def test_the_rest_of_the_surface_runs_as_written(folder: Path) -> None:
     setup = (
         "import cas, pathlib; pathlib.Path('config.json').write_text('{}'); store = cas.open('.cas')\n"
         "state = store.load('main'); store.branch('old', 'main')\n"
     )
-    run([sys.executable, "-c", setup + blocks("python")[1]], folder)
+    run([sys.executable, "-c", setup + blocks("python")[3]], folder)
 
 
 def test_the_readme_names_every_command_and_every_error() -> None:
