@@ -54,6 +54,7 @@ PROOFS = (
     Proof("schedules", ("test_schedules.py",), {"CAS_TEST_SCHEDULES": "20000"}, 20_000, "schedules", 1_000_000, 20_000),
     Proof("16 writers", ("test_stress.py",), {"CAS_TEST_SECONDS": "600"}, 600, "seconds", 3600),
     Proof("parsers", ("test_parsers.py",), {"CAS_TEST_SECONDS": "60"}, 60, "seconds a parser", 600),
+    Proof("ranks", ("test_joint_faults.py",), {"CAS_TEST_RANK_KILLS": "100"}, 100, "kills", 1_000),
     Proof("protocol", ("-m", "long", "test_protocol.py"), {}, 1, "searches of all long scenarios", 1),
 )
 
