@@ -21,6 +21,7 @@ from .growth import growth
 from .layouts import layouts
 from .machine import machine, sentence
 from .operations import OPERATIONS, Trial, first
+from .ranks import many, ranks
 from .report import as_json, as_markdown
 from .results import Amounts, Results
 from .scale import FULL, QUICK, Scale
@@ -131,6 +132,16 @@ def second_layouts(run: Run) -> None:
         run.results.add(found)
 
 
+def many_ranks(run: Run) -> None:
+    """The part of several processes that commit and load together."""
+    source = run.folder / "source"
+    source.mkdir()
+    made = WORKLOADS["trained"](run.scale, source)
+    print("\nranks: processes that commit and load together, and a training step beside a commit", flush=True)
+    for found in ranks(made, many(run.scale.trained_bytes), run.folder / "saved", run.rounds):
+        run.results.add(found)
+
+
 PARTS: dict[str, Callable[[Run], None]] = {
     "trained": in_memory("trained"),
     "commands": command_line,
@@ -139,6 +150,7 @@ PARTS: dict[str, Callable[[Run], None]] = {
     "collecting": collection,
     "large": large,
     "layouts": second_layouts,
+    "ranks": many_ranks,
 }
 """A new part is a function here, which adds what it finds to the results, and its figures in targets.py."""
 

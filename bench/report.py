@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from . import layouts
+from . import layouts, ranks
 from .contenders import BASELINE, CONTENDERS
 from .machine import sentence
 from .results import Amounts, Results, mebibytes, seconds
@@ -30,6 +30,7 @@ ALONE = {
     "commands": "whole processes, Python's start included; the state of *trained* as one safetensors file",
     "collecting": "gc without grace and undo, once; every pack of the first store is half garbage; the second has a "
     "million blocks in a thousand commits, all live",
+    ranks.NAME: ranks.ABOUT,
 }
 """Parts with a table of their own, and what they are."""
 
@@ -62,7 +63,8 @@ def as_markdown(where: dict[str, str], results: Results, figures: list[Figure]) 
     parts += [_growth(growth)] if growth else []
     for name, about in ALONE.items():
         held = [timing for timing in results.timings if timing.workload == name]
-        parts += [_medians(name, about, held)] if held else []
+        amounts = [found for found in results.amounts if found.workload == name]
+        parts += [_medians(name, about, held, amounts)] if held else []
     if any(held.workload in layouts.MODELS for held in results.amounts):
         parts.append(_layouts(results))
     parts += [f"{sentence(where)}.", HOW, *results.notes]
@@ -102,10 +104,11 @@ def _growth(timings: list[Timing]) -> str:
     return f"**growth**: {about}; commands include Python's start.\n\n{_table(head, rows)}"
 
 
-def _medians(name: str, about: str, timings: list[Timing]) -> str:
+def _medians(name: str, about: str, timings: list[Timing], amounts: list[Amounts]) -> str:
     rows = [
         (timing.operation, *(f"{way}: {seconds(timing.median(way))}" for way in timing.seconds)) for timing in timings
     ]
+    rows += [(held.what, *(f"{way}: {mebibytes(held.values[way])}" for way in held.values)) for held in amounts]
     width = max(map(len, rows))
     padded = [(*row, *[""] * (width - len(row))) for row in rows]
     return f"**{name}**: {about}.\n\n{_table(('', 'medians', *[''] * (width - 2)), padded)}"

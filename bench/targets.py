@@ -11,7 +11,7 @@ from typing import Literal
 
 from cas.crew import default_threads
 
-from . import collecting, layouts
+from . import beside, collecting, coordinator, layouts, ranks
 from .commands import CP
 from .results import Results, seconds
 from .scale import FULL
@@ -48,6 +48,7 @@ MIN_PLANES = 0.84
 MAX_MEMORY = 512 << 20
 MIN_MARKED = 500_000
 MAX_READ = 1.1
+MAX_COORDINATED = {coordinator.FIRST: 2.0, coordinator.REPEATED: 0.3}
 TARGETS = (
     Target("first commit, auto: speed over torch.save", "trained", "first", "cas auto", SAVE, "speed", 1.5),
     Target("first commit, auto: speed over raw", "trained", "first", "cas auto", "cas raw", "speed", 0.9),
@@ -116,6 +117,28 @@ TARGETS = (
         "more",
         0.2,
     ),
+    Target("first commit, 2 ranks: speed over dcp.save", ranks.NAME, "first", ranks.OURS, ranks.THEIRS, "speed", 1.0),
+    Target(
+        "unchanged commit, 2 ranks: speed over dcp.save", ranks.NAME, "unchanged", ranks.OURS, ranks.THEIRS, "speed", 4
+    ),
+    Target(
+        "ranks blocked by commit_async, large tensors: time over the same copies",
+        ranks.NAME,
+        ranks.STALL,
+        ranks.OURS,
+        ranks.COPIES,
+        "time",
+        1.2,
+    ),
+    Target(
+        "training step beside a commit: time over that before and after",
+        ranks.NAME,
+        beside.COMMIT,
+        beside.BUSY,
+        beside.ALONE,
+        "time",
+        1.1,
+    ),
 )
 
 
@@ -131,6 +154,7 @@ def figures(results: Results) -> list[Figure]:
         found += [_memory(way, held.values[way]) for way in ("import", "checkout")]
     found += _collecting(results)
     found += _layouts(results)
+    found += _ranks(results)
     stored = results.amount("trained", "stored")
     if stored is not None and "cas planes" in stored.values:
         found.append(_planes(stored.values["cas planes"] / stored.values["state"]))
@@ -180,6 +204,27 @@ def _layouts(results: Results) -> Iterator[Figure]:
     yield _worst(f"bytes that a second layout adds to a tensor, over {edges}", added, 1)
     read = {name: cost.beyond / cost.part for name, cost in costs.items()}
     yield _worst(f"bytes that a rank reads of another layout, over {reads}", read, MAX_READ)
+
+
+def _ranks(results: Results) -> Iterator[Figure]:
+    """Figures of number 0's work, and of the rank that reads most beyond its own."""
+    for operation, bound in MAX_COORDINATED.items():
+        timing = results.timing(ranks.NAME, operation)
+        if timing is not None:
+            value = timing.median(coordinator.CPU)
+            medians = f"{seconds(timing.median(coordinator.DECIDING))} on the clock"
+            yield Figure(
+                f"{operation}: seconds of processor", round(value, 4), f"at most {bound}", value <= bound, medians
+            )
+    read = {
+        held.what: (held.values["read"] - held.values["cells at inner edges"]) / held.values["its bytes"]
+        for held in results.amounts
+        if held.workload == ranks.NAME
+    }
+    if read:
+        yield _worst(
+            "bytes read by a rank of another layout, but for cells at inner edges, over its own", read, MAX_READ
+        )
 
 
 def _worst(what: str, values: dict[str, float], bound: float) -> Figure:

@@ -31,7 +31,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cas.errors import CasError
-from cas.torch.sharded import sharded, storage_key
+from cas.torch.sharded import sharded
 
 WORLD = 6
 Shape = tuple[int, ...]
@@ -40,6 +40,11 @@ Tensors = dict[str, Any]
 
 def numbered(*shape: int) -> torch.Tensor:
     return torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
+
+
+def storage_key(value: torch.Tensor) -> object:
+    held = sharded(value)
+    return None if held is None else held.key
 
 
 class Layers(nn.Module):

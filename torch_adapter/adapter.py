@@ -16,7 +16,7 @@ from cas.tensors import Array, ArraySource, LocalShard
 from . import composite, foreign, subclass
 from . import device as devices
 from .memory import elements, writable_bytes
-from .sharded import Sharded, sharded, storage_key
+from .sharded import Sharded, sharded
 from .team import TorchTeam, team_of
 
 _DTYPES: dict[torch.dtype, DType] = {
@@ -63,7 +63,7 @@ class TorchAdapter:
                 raise Unsupported(f"is a {type(value).__name__} whose local tensor {_refusal(local)}")
             local = local.detach().resolve_conj().resolve_neg()
             shards.append(LocalShard(box, _source(local)))
-        return tensors.Tensor("torch", dtype, held.shape, shards, storage_key(value))
+        return tensors.Tensor("torch", dtype, held.shape, shards, held.key)
 
     def foreign(self, value: Any) -> tuple[str, str] | None:
         return foreign.foreign(value)

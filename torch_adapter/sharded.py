@@ -28,11 +28,17 @@ from cas.grid import Box
 
 @dataclass(frozen=True, slots=True)
 class Sharded:
-    """A tensor of `shape` of which this process holds `parts`: boxes with plain local tensors of their shapes."""
+    """A tensor of `shape` of which this process holds `parts`: boxes with plain local tensors of their shapes.
+
+    `key` is equal for tensors that are one on this rank: the same elements of the same storage in the same boxes. A
+    shard without elements has one as long as its storage has bytes (FSDP2 pads it), which says only that it lies at
+    the same place: ask all ranks. None where nothing can be said.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     parts: tuple[tuple[Box, torch.Tensor], ...]
+    key: Hashable | None = None
 
 
 def sharded(value: torch.Tensor) -> Sharded | None:
@@ -43,17 +49,13 @@ def sharded(value: torch.Tensor) -> Sharded | None:
     layout that was misunderstood shows as a refusal on one rank at least, not always on this one.
     """
     held = _held(value)
-    return held and replace(held, parts=tuple((box, local) for box, local in held.parts if box.size))
+    if held is None:
+        return None
+    return replace(held, parts=tuple((box, local) for box, local in held.parts if box.size), key=_key(held))
 
 
-def storage_key(value: torch.Tensor) -> Hashable | None:
-    """Equal for sharded tensors that are one on this rank: the same elements of the same storage in the same boxes.
-
-    A shard without elements has a key as long as its storage has bytes (FSDP2 pads it), which says only that it lies
-    at the same place: ask all ranks. None where nothing can be said.
-    """
-    held = _held(value)
-    if held is None or not held.parts:
+def _key(held: Sharded) -> Hashable | None:
+    if not held.parts:
         return None
     places = [_place(local) for _, local in held.parts]
     if None in places:
