@@ -161,6 +161,7 @@ def _main(
 ) -> None:
     global _pipe
     _pipe = pipe
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
     try:
         store = dist.TCPStore("127.0.0.1", port, None, hosts, datetime.timedelta(seconds=30), wait_for_workers=False)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=30))

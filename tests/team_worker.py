@@ -160,6 +160,7 @@ def interrupted(store: dist.Store, rank: int, size: int) -> None:
 PLANS = {plan.__name__: plan for plan in (healthy, stop_and_kill, interrupted)}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
     plan, port = PLANS[sys.argv[1]], int(sys.argv[4])
     client = dist.TCPStore("127.0.0.1", port, None, False, timedelta(seconds=30), wait_for_workers=False)
     plan(client, int(sys.argv[2]), int(sys.argv[3]))

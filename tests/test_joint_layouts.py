@@ -21,6 +21,8 @@ from cas.errors import CasError
 from cas.nodes import KEYED_TAGS, Node, Tag
 from cas.objects import entries_of
 
+pytestmark = pytest.mark.xdist_group("joint layouts")
+
 ALONE = "alone"
 Held = dict[str, Any]
 """By layout the rows of a weight that this rank holds; or the error."""

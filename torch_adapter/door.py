@@ -39,6 +39,8 @@ SHORT = 0.5
 # Waits look again after a pause that grows to the longest, in seconds. A blocking wait of the store would hold its
 # connection, cannot be interrupted, and prints warnings when it ends.
 _BEGUN = "begun"
+# Seconds: a store whose host cannot look up names takes 5 or 10 for each of many clients that connect at once.
+_FIRST_CONNECT = 120.0
 _KEPT = 8
 _SEAL = "\0sealed"
 _FIRST_PAUSE, _PAUSE_GROWTH, _LONGEST_PAUSE = 0.0002, 1.2, 0.25
@@ -74,12 +76,14 @@ class Client:
     def __init__(self, store: Store, prefix: str) -> None:
         self._shared, self._prefix = store, prefix
         self._own: Store | None = None
+        self._was_there = False
 
     def run(self, job: Callable[[Store], T], seconds: float) -> T:
         """`job` with the store; it should end by itself within `seconds`."""
         try:
             if self._own is None:
-                self._own = patiently(self._connect, 2 * MARGIN)
+                self._own = patiently(self._connect, 2 * MARGIN if self._was_there else _FIRST_CONNECT)
+                self._was_there = True
             own = self._own
             return patiently(lambda: job(own), seconds + MARGIN)
         except (DistError, TimeoutError) as error:
