@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -185,3 +186,16 @@ def test_wait_with_a_timeout_lets_it_go_on(store: Store) -> None:
             looks.append(str(error))
         assert pending.wait().id == store.resolve().id
     assert "still running after 0 s" in looks[0]
+
+
+def test_a_background_commit_gives_way_to_the_threads_of_the_caller(store: Store) -> None:
+    seen: set[int] = set()
+
+    def note(nbytes: int) -> None:
+        seen.add(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    store.commit_async({"w": np.arange(8 * MIB)}, progress=note).wait()
+    assert seen
+    assert min(seen) > mine
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
