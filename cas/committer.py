@@ -190,8 +190,7 @@ class Committer(Upkeep):
         started = time.perf_counter()
         committing.check_options(options)
         with self._turn:
-            self._ready()
-            self._settle_pending()
+            self._ready_to_commit()
             branch = options.get("branch", "main")
             if options.get("parent") is None and (RefKind.BRANCH, branch) in self._roots.current().refs:
                 options["parent"] = branch
