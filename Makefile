@@ -10,16 +10,19 @@ INSTALLED := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-fast test-long lint format bench wheel install clean
+.PHONY: help demo test test-fast test-long lint format bench bench-storage bench-remotes wheel install clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo       train, kill, resume bit for bit, export: the main job, end to end'
-	@echo 'make test       lint and all tests (JOBS=2 workers, ARGS="-k name" for pytest)'
+	@echo 'make test       lint and all tests (JOBS=2 workers, ARGS="-k name" for pytest); CAS_TEST_S3=URL and the'
+	@echo '                variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY: against an S3 server of your own'
 	@echo 'make test-fast  tests without the slow ones'
 	@echo 'make test-long  the proofs with ever more seeds, for hours; totals in tests/FAULTS.md (ARGS="--minutes 60")'
 	@echo 'make lint       ruff and mypy; make format writes what ruff wants'
 	@echo 'make bench      all that is measured, about half an hour (ARGS="--only trained" for a part)'
+	@echo 'make bench-storage  what checkpoints take on disk, beside peers, half an hour (ARGS="--only lora --peers restic")'
+	@echo 'make bench-remotes  pushes to and loads from the S3 server at CAS_TEST_S3, beside ordinary clients'
 	@echo 'make wheel      wheel and source archive in dist/'
 	@echo 'make clean      remove all that these made, the environment included'
 
@@ -28,6 +31,14 @@ demo: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)
+
+# Peers that do not install, and zstd, restic or borg where they are not on PATH, are named as missing in the results.
+bench-storage: $(INSTALLED)
+	-$(BIN)/python -m pip install --progress-bar off -c constraints.txt --no-build-isolation -e '.[bench]'
+	$(BIN)/python -m bench.storage $(ARGS)
+
+bench-remotes: $(INSTALLED)
+	$(BIN)/python -m bench.remotes $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)

@@ -99,13 +99,14 @@ def add_lora(model: Transformer, rank: int = 8) -> None:
 
 
 def corpus(size: int, skip: int = 0) -> Tensor:
-    """`size` bytes of the standard library's sources, in the order of their names, after `skip` bytes."""
-    root, text = Path(sysconfig.get_paths()["stdlib"]), bytearray()
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
-        if "site-packages" not in path.parts and "dist-packages" not in path.parts:
-            text += path.read_bytes()
-        if len(text) >= skip + size:
-            break
+    """`size` bytes of the sources of the standard library, and of torch where that has too few, after `skip` bytes."""
+    text = bytearray()
+    for root in (Path(sysconfig.get_paths()["stdlib"]), Path(torch.__file__).parent):
+        for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
+            if len(text) >= skip + size:
+                break
+            if not {"site-packages", "dist-packages"} & set(path.relative_to(root).parts):
+                text += path.read_bytes()
     return torch.frombuffer(text, dtype=torch.uint8)[skip : skip + size].clone()
 
 

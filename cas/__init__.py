@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .background import Pending
+    from .cloning import clone
     from .commits import Commit, Stats
     from .diff import Difference
     from .errors import CasError, CommitUnknown, Corrupt, Exists, Invalid, NotFound, RefConflict, Unsupported
     from .findings import Finding
+    from .healing import Healed
     from .opening import init
     from .opening import open_store as open
+    from .remotes import Remote
     from .stats import CommitStats, PartStats, StoreStats
     from .store import Store
+    from .sync import Moved, Synced
     from .view import CompositeView, SequenceView, TensorView, View
 
 _HOMES = {
@@ -37,18 +41,23 @@ _HOMES = {
     "Difference": "diff",
     "Exists": "errors",
     "Finding": "findings",
+    "Healed": "healing",
     "Invalid": "errors",
+    "Moved": "sync",
     "NotFound": "errors",
     "PartStats": "stats",
     "Pending": "background",
     "RefConflict": "errors",
+    "Remote": "remotes",
     "SequenceView": "view",
     "Stats": "commits",
     "Store": "store",
     "StoreStats": "stats",
+    "Synced": "sync",
     "TensorView": "view",
     "Unsupported": "errors",
     "View": "view",
+    "clone": "cloning",
     "init": "opening",
     "open": "opening",
 }
@@ -63,18 +72,23 @@ __all__ = [
     "Difference",
     "Exists",
     "Finding",
+    "Healed",
     "Invalid",
+    "Moved",
     "NotFound",
     "PartStats",
     "Pending",
     "RefConflict",
+    "Remote",
     "SequenceView",
     "Stats",
     "Store",
     "StoreStats",
+    "Synced",
     "TensorView",
     "Unsupported",
     "View",
+    "clone",
     "init",
     "open",
 ]

@@ -6,20 +6,25 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from .absence import parents_of
 from .block import ObjectId
 from .objects import Commit
+from .roots import Absent
 
 LOOKAHEAD = 256
 """Commits read ahead of the one that is given, so that clocks that differ between machines do no harm."""
+_NONE: Absent = {}
 
 
-def newest_first(tips: Iterable[ObjectId], read: Callable[[ObjectId], Commit]) -> Iterator[tuple[ObjectId, Commit]]:
+def newest_first(
+    tips: Iterable[ObjectId], read: Callable[[ObjectId], Commit], absent: Absent = _NONE
+) -> Iterator[tuple[ObjectId, Commit]]:
     """The commits and all their ancestors once each, newest first, and every commit before its parents.
 
-    The first come at once, however long the history. Only a commit whose clock was behind by more than `LOOKAHEAD`
-    commits may come after its parent.
+    Parents that are absent are no ancestors. The first come at once, however long the history. Only a commit whose
+    clock was behind by more than `LOOKAHEAD` commits may come after its parent.
     """
-    walk = _Walk(read)
+    walk = _Walk(read, absent)
     for tip in tips:
         walk.meet(tip)
     while walk.held:
@@ -35,6 +40,7 @@ class _Walk:
     """
 
     read: Callable[[ObjectId], Commit]
+    absent: Absent
     held: dict[ObjectId, Commit] = field(default_factory=dict)
     children: dict[ObjectId, int] = field(default_factory=dict)
     """Of every commit that was met: how many children were met and not given."""
@@ -48,6 +54,9 @@ class _Walk:
             heapq.heappush(self.unexplored, (-commit.time, name))
             heapq.heappush(self.ready, (-commit.time, name))
 
+    def parents(self, name: ObjectId, commit: Commit) -> Iterable[ObjectId]:
+        return dict.fromkeys(parents_of(name, commit, self.absent))
+
     def look_ahead(self) -> None:
         """Meet parents until enough commits are held and the parents of the next to give are among them."""
         while True:
@@ -58,14 +67,14 @@ class _Walk:
             if len(self.held) >= LOOKAHEAD and self.ready and self.ready[0] < self.unexplored[0]:
                 return
             _, name = heapq.heappop(self.unexplored)
-            for parent in dict.fromkeys(self.held[name].parents):
+            for parent in self.parents(name, self.held[name]):
                 self.meet(parent)
                 self.children[parent] += 1
 
     def give(self) -> tuple[ObjectId, Commit]:
         _, name = heapq.heappop(self.ready)
         commit = self.held.pop(name)
-        for parent in dict.fromkeys(commit.parents):
+        for parent in self.parents(name, commit):
             self.children[parent] -= 1
             if not self.children[parent] and parent in self.held:
                 heapq.heappush(self.ready, (-self.held[parent].time, parent))

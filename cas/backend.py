@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from .errors import NotFound
+
 Buffer = bytes | bytearray | memoryview
 
 
@@ -16,6 +18,10 @@ class FileInfo:
     name: str
     size: int
     modified: float
+
+
+class NoPlace(NotFound):
+    """Not only the file is missing: what the whole store is to stand in is."""
 
 
 class Unsettled(OSError):
@@ -61,7 +67,31 @@ class Backend(Protocol):
     """
 
     @property
-    def url(self) -> str: ...
+    def url(self) -> str:
+        """Where the files are, for people: no secrets stand in it."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """What tells it from every other, also from one of the same `url` elsewhere: no secrets stand in it."""
+        ...
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether every call is a request over a network, so that fewer and larger ones pay."""
+        ...
+
+    @property
+    def parallel(self) -> int:
+        """How many calls are worth having in flight at once, whatever the number of processors."""
+        ...
+
+    has_honest_create: bool
+    """False where the medium lets one writer overwrite what another created: such a store takes one at a time."""
+
+    def now(self) -> float:
+        """Unix time by the clock that `modified` comes from."""
+        ...
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Bytes from `start`; fewer than `length` only where the file ends."""
@@ -94,6 +124,10 @@ class Backend(Protocol):
         ...
 
     def delete(self, name: str) -> None: ...
+
+    def forget(self, name: str) -> None:
+        """Drop what is cached of a file's content: it proved bad, and the next read asks the medium itself."""
+        ...
 
     def sweep(self, age: float) -> None:
         """Remove what crashed writers left under no name, `age` seconds old or older; what is being written stays."""

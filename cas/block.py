@@ -7,7 +7,7 @@ objects use BLAKE3 in key-derivation mode with one context string a kind: bytes 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 from blake3 import blake3
 
@@ -40,6 +40,28 @@ class Codec(IntEnum):
     RAW = 0
     ZSTD = 1
     PLANES = 2
+    DELTA = 3
+
+
+NO_BASE = bytes(ID_SIZE)
+MAX_CHAIN = 8
+
+
+class Coding(NamedTuple):
+    """How the bytes of one object are stored.
+
+    `width` is the element width in bytes for codecs that know elements, else 0. A delta's `base` is the id of the
+    block that it changes, and its `chain`, 1 to `MAX_CHAIN`, is above that of a row which the base decodes from: so
+    there are at most so many bases below. For all else they are `NO_BASE` and 0.
+    """
+
+    codec: Codec
+    width: int = 0
+    chain: int = 0
+    base: bytes = NO_BASE
+
+
+PLAIN = Coding(Codec.RAW)
 
 
 CONTEXTS = {

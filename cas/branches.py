@@ -19,6 +19,7 @@ from .block import ObjectId, short
 from .errors import Exists, Invalid, NotFound, RefConflict
 from .log import Log, Record
 from .refs import Ref, RefKind, Refs, check_free, check_name
+from .remotes import check_not_remote
 from .reserve import on_reserve
 from .roots import Roots
 
@@ -84,7 +85,7 @@ class Branches:
         check_name(branch, "branch")
         tip = root.refs.get((RefKind.BRANCH, branch))
         if tip is None:
-            check_ref(root.refs, (RefKind.BRANCH, branch))
+            check_new(root, (RefKind.BRANCH, branch))
         with self._lock:
             ours = self._loaded.get(branch)
         if wanted is not None:
@@ -152,7 +153,7 @@ class Branches:
             if root.epoch != epoch:
                 raise Overtaken
             if tip is None:
-                check_ref(root.refs, ref)
+                check_new(root, ref)
             for parent in base.parents:
                 self._check(parent, root)
             return {**root.refs, ref: commit}
@@ -169,7 +170,7 @@ class Branches:
 
         def change(root: Record) -> Refs:
             if ref not in root.refs:
-                check_ref(root.refs, ref)
+                check_new(root, ref)
             elif not force:
                 raise Exists(f"{kind.name.lower()} {name} exists, at {short(root.refs[ref])}; {_WAYS[kind]}")
             self._check(commit, root)
@@ -258,6 +259,12 @@ _WAYS = {
     RefKind.TAG: "a tag does not move, delete it first",
     RefKind.TRACKING: "only fetch moves it",
 }
+
+
+def check_new(root: Record, ref: Ref) -> None:
+    """`Exists` if a new ref would look like another, or like a remote's branch."""
+    check_not_remote(root, ref)
+    check_ref(root.refs, ref)
 
 
 def check_ref(refs: Refs, ref: Ref) -> None:

@@ -14,10 +14,10 @@ from .block import MAX_BLOCK_SIZE, ObjectId
 from .crew import Crew, Shelf, default_threads
 from .dtypes import DTYPES, DType
 from .elements import Tally, count_of, tally
-from .extent import Extent, extent_of
+from .extent import Extent
 from .grid import Box
 from .leaves import TensorLeaf, slabs
-from .loader import Owner
+from .loader import Owner, extent_for
 from .reader import BlockReader, BlockUse, Objects
 
 PIECE_BYTES = MAX_BLOCK_SIZE
@@ -82,9 +82,14 @@ Piece = Blocks | Slab
 
 
 class Gauge:
-    """Measures changes between two commits. Memory: two pieces and a few MiB for each thread."""
+    """Measures changes between two commits. Memory: two pieces and a few MiB for each thread.
 
-    def __init__(self, objects: Objects, blocks: BlockReader, before: ObjectId, after: ObjectId) -> None:
+    `objects` are those of the one before and of the one after.
+    """
+
+    def __init__(
+        self, objects: tuple[Objects, Objects], blocks: BlockReader, before: ObjectId, after: ObjectId
+    ) -> None:
         self._objects = objects
         self._blocks = blocks
         self._commits = (before, after)
@@ -94,8 +99,11 @@ class Gauge:
         """The change of a tensor of one dtype and shape. Reads only blocks that differ where both are cut alike."""
         dtype = DTYPES[before.dtype]
         leaves = (before, after)
-        extents = [extent_of(leaf.entry.content, leaf.shape, dtype.itemsize, self._objects) for leaf in leaves]
         owners = [Owner(leaf.path, commit) for leaf, commit in zip(leaves, self._commits, strict=True)]
+        extents = [
+            extent_for(owner, leaf.entry.content, leaf.shape, dtype.itemsize, objects)
+            for owner, leaf, objects in zip(owners, leaves, self._objects, strict=True)
+        ]
         found = self._tally(dtype, list(pieces(extents[0], extents[1])), owners)
         relative = found.moved / found.old if found.old else math.inf if found.moved else 0.0
         total = count_of(dtype, before.nbytes)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from .ancestry import newest_first
 from .block import Kind, ObjectId, short
 from .catalog import Catalog
+from .chains import chains_of
 from .errors import CasError, NotFound
 from .log import Record
 from .reach import Edge, reachable
@@ -23,7 +24,7 @@ def check(commit: ObjectId, root: Record, absent: Absent, objects: Objects, cata
     if commit in root.refs.values():
         return
     known = set()
-    for name, _ in newest_first(root.refs.values(), objects.commit):
+    for name, _ in newest_first(root.refs.values(), objects.commit, absent):
         if name == commit:
             return
         known.add(name)
@@ -40,7 +41,7 @@ def check(commit: ObjectId, root: Record, absent: Absent, objects: Objects, cata
 
 
 def _lost(edges: Iterable[Edge], catalog: Catalog) -> Edge | None:
-    """One of these objects that no pack holds."""
+    """One of these objects that no pack holds, or not all bases of."""
     wanted = list(edges)
-    places = catalog.locate(name for _, name in wanted)
-    return next((e for e in wanted if not any(p.row.kind == e[0] for p in places.get(e[1], ()))), None)
+    chains = chains_of((name for _, name in wanted), catalog.locate)
+    return next(((kind, name) for kind, name in wanted if name not in chains or chains[name][0].row.kind != kind), None)

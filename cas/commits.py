@@ -30,8 +30,8 @@ class Stats:
 @dataclass(frozen=True, slots=True)
 class Commit:
     """One commit. `id`, `tree` and `parents` are hex; equal states have equal trees. `origin` is the size in bytes of
-    the files that the state was read from, where it was. `stats` is there where this process made it; `pruned` says
-    that the state was gone on purpose when this was read."""
+    the files that the state was read from, where it was. `stats` is there where this process made it; When this was
+    read, the state was absent on purpose if `pruned`, part of it if `partial`; so were parents, if `shallow`."""
 
     id: str
     tree: str
@@ -50,12 +50,15 @@ class Commit:
     branch: str | None = None
     stats: Stats | None = None
     pruned: bool = False
+    partial: bool = False
+    shallow: bool = False
 
     def __str__(self) -> str:
         name = f"{self.branch} " if self.branch else ""
         step = "" if self.step is None else f" step {self.step}"
         took = "" if self.stats is None else f", {self.stats.seconds:.1f} s"
-        return f"{name}{self.id[:8]}{step}: {human_bytes(self.raw)}, {human_bytes(self.new)} new{took}"
+        smaller = f" ({human_bytes(self.stored)} stored)" if self.stored < 0.99 * self.new else ""
+        return f"{name}{self.id[:8]}{step}: {human_bytes(self.raw)}, {human_bytes(self.new)} new{smaller}{took}"
 
 
 def commit_of(
@@ -63,9 +66,9 @@ def commit_of(
     held: objects.Commit,
     branch: str | None = None,
     stats: Stats | None = None,
-    pruned: bool = False,
+    left_out: frozenset[ObjectId] = frozenset(),
 ) -> Commit:
-    """The public form of a commit object."""
+    """The public form of a commit object, which lacks what is `left_out`."""
     return Commit(
         id=name.hex(),
         tree=held.tree.hex(),
@@ -83,7 +86,9 @@ def commit_of(
         stored=held.sizes.new_stored,
         branch=branch,
         stats=stats,
-        pruned=pruned,
+        pruned=held.tree in left_out,
+        partial=held.tree not in left_out and not left_out.issubset(held.parents),
+        shallow=not left_out.isdisjoint(held.parents),
     )
 
 

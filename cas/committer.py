@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
 from . import committing, gathered, objects
+from .absence import is_whole
 from .asking import meet
 from .background import Pending
 from .block import ObjectId
 from .branches import UNSET, Base, Overtaken
-from .codecs import CodecName
+from .codecs import DELTA_CODECS, CodecName
 from .commits import Commit, commit_of
 from .committing import TIMEOUT, CommitOptions, Request, Stored, sound_timeout
+from .deltas import Noted
 from .errors import CasError
 from .gathered import Begun, PartWriter, Took
 from .joint import Host, JointCommit, Published
 from .objects import Put
 from .refs import RefKind
+from .relatives import nearest, probes_of
+from .state import Leaf
 from .upkeep import Upkeep
 from .writer import WriterSettings
 
@@ -49,14 +55,26 @@ class Committer(Upkeep):
         with self._turn:
             if not self._may_begin(options):
                 return Pending(None)
-            run, fail, request = self._begin(state, options, self._aside)
+            options.setdefault("delta", "parent")
+            notes: Noted | None = {} if options.get("keep_base") else None
+            run, fail, request = self._begin(state, options, replace(self._aside, notes=notes))
+            leaves = request.leaves + request.side_leaves
             try:
-                self._stage.hold(request.leaves + request.side_leaves)
+                self._stage.hold(leaves)
             except BaseException as error:
                 fail(error)
                 raise
-            self._pending = Pending(run)
+            self._pending = Pending(run if notes is None else partial(self._keep_base, run, leaves, notes))
             return self._pending
+
+    def _keep_base(self, run: Callable[[], Commit], leaves: list[Leaf], notes: Noted) -> Commit:
+        """Make the commit, and keep the staged state if most of it was stored whole."""
+        commit = run()
+        staged = sum(shard.source.nbytes for leaf in leaves for shard in leaf.shards if leaf.tied_to is None)
+        if 2 * sum(map(len, notes.values())) >= staged:
+            self._settings.recent.blocks = notes
+            self._stage.set_aside()
+        return commit
 
     def _begin(
         self, state: Any, options: CommitOptions, settings: WriterSettings
@@ -74,7 +92,9 @@ class Committer(Upkeep):
         self._ready_to_commit()
         request = committing.request(state, options, started)
         committing.check_held_whole(request.leaves)
-        return partial(self._execute, request, self._base_of(options), settings), _no_one_waits, request
+        base = self._base_of(options)
+        relatives = self._relatives(request, base, options.get("base"))
+        return partial(self._execute, request, base, relatives, settings), _no_one_waits, request
 
     def _ready_to_commit(self) -> None:
         self._ready()
@@ -113,19 +133,45 @@ class Committer(Upkeep):
         wanted = None if parent is None else self._revisions().resolve(parent, root)
         return self._branches.base(options.get("branch", "main"), wanted, root, self._describe)
 
-    def _execute(self, request: Request, base: Base, settings: WriterSettings) -> Commit:
+    def _relatives(self, request: Request, base: Base, rev: str | None) -> list[ObjectId]:
+        """The commits whose blocks may be bases, the nearest first."""
+        named = [] if rev is None else [self._with_state(rev)[0]]
+        return [*base.parents, *named] if _wants_deltas(request) else []
+
+    def _nearest(self, request: Request) -> list[ObjectId]:
+        """The tip of a branch or tag that the state resembles, if one does."""
+        tips = self._readable_tips()
+        probes = list(probes_of(request.leaves, self._settings.block_size)) if tips else []
+        with self._settings.benches.borrow() as bench:
+            found = nearest(probes, tips, self._objects, bench.bases, bench.encoder) if probes else None
+        return [] if found is None else [found]
+
+    def _readable_tips(self) -> list[ObjectId]:
+        """The newest commit of every branch and tag, oldest first; the commit at hand needs none of them."""
+        times: dict[ObjectId, int] = {}
+        for name in self._roots.current().refs.values():
+            with contextlib.suppress(CasError):
+                times[name] = self._objects.commit(name).time
+        return sorted(times, key=lambda name: times[name])
+
+    def _execute(self, request: Request, base: Base, relatives: list[ObjectId], settings: WriterSettings) -> Commit:
         """Store and publish; anew, from the state as it is, where packs that were leant on are condemned meanwhile."""
         while True:
             try:
-                return self._attempt(request, base, settings, self._roots.current().epoch)
+                return self._attempt(request, base, relatives, settings, self._roots.current().epoch)
             except Overtaken:
                 continue
             except OSError as error:
                 raise _not_made(request.branch, error) from error
 
-    def _attempt(self, request: Request, base: Base, settings: WriterSettings, epoch: int) -> Commit:
+    def _attempt(
+        self, request: Request, base: Base, relatives: list[ObjectId], settings: WriterSettings, epoch: int
+    ) -> Commit:
         """One go; `Overtaken` if files were condemned after `epoch`, in which everything is looked up."""
-        name, commit, stored = committing.write(request, base, self._backend, self._catalog, settings)
+        if not relatives and _wants_deltas(request):
+            relatives = self._nearest(request)
+        deltas = settings.deltas(relatives, self._objects, self._catalog)
+        name, commit, stored = committing.write(request, base, self._backend, self._catalog, settings, deltas)
         made = self._publish(request, base, name, commit, stored, epoch)
         if made.stored is None:
             return commit_of(made.name, made.commit)
@@ -141,21 +187,23 @@ class Committer(Upkeep):
             return equal
         step = "" if request.step is None else f" step {request.step}"
         root = self._branches.advance(base, name, epoch, f"commit {base.branch}{step}")
+        self.note_where(name)
         self._apply_policy(base.branch, root)
         return Published(name, commit, stored)
 
     def _equal(self, commit: objects.Commit, rev: str) -> Published | None:
-        """A commit in the history of `rev` that holds just what `commit` does, and was not pruned."""
+        """A commit in the history of `rev` that holds just what `commit` does, and lacks nothing of it."""
         revisions, root = self._revisions(), self._roots.current()
-        for name, other in revisions.history(revisions.resolve(rev, root)):
-            if objects.same_content(commit, other) and name not in self._roots.absent(root):
+        absent = self._roots.absent(root)
+        for name, other in revisions.history(revisions.resolve(rev, root), root):
+            if objects.same_content(commit, other) and is_whole(name, other, absent):
                 self._log.confirm(root.seq)
                 return Published(name, other, None)
         return None
 
     def _describe(self, tip: ObjectId) -> str:
         """How much a branch holds, for errors."""
-        history = list(self._revisions().history(tip))
+        history = list(self._revisions().history(tip, self._roots.current()))
         last = "" if history[0][1].step is None else f" (last step {history[0][1].step})"
         return f"{len(history)} commit{'s' if len(history) > 1 else ''}{last}"
 
@@ -181,6 +229,8 @@ class Committer(Upkeep):
             memory=self._memory,
             base_of=self._base_of,
             publish=self._publish,
+            relatives=self._relatives,
+            objects=self._objects,
         )
 
     # -- of parts that another program leads, see `gathered` ------------------------------------------------------
@@ -205,6 +255,10 @@ class Committer(Upkeep):
         """Publish a commit of parts, all of which are durable."""
         self._ready()
         return gathered.publish(self._host(self._settings), self._check_whole, begun, build, parts, raw)
+
+
+def _wants_deltas(request: Request) -> bool:
+    return request.delta == "parent" and request.codec in DELTA_CODECS
 
 
 def _no_one_waits(error: BaseException) -> None:

@@ -25,6 +25,7 @@ from .branches import Base
 from .catalog import Catalog
 from .codecs import CODEC_NAMES, CodecName
 from .commits import Commit, Stats, commit_of
+from .deltas import Deltas
 from .errors import Invalid
 from .files import FileRange, KnownFile
 from .grid import covers
@@ -49,6 +50,13 @@ class CommitOptions(TypedDict, total=False):
     source of a tensor of the state is stored once.
     parent: a revision that must be the branch's tip, instead of what this Store last loaded there.
     codec: `auto` compresses while the disk is behind; `raw`, `zstd`, `planes` always do the same.
+    delta: `parent`, blocks of tensors are stored as their change from the parent's where that is smaller, which takes
+    longer; `none`, they are not. Left out, it is `none` for `commit` and `parent` for `commit_async`. With codec `raw`
+    or `zstd` nothing is.
+    base: a revision whose blocks are taken where the parent has none, so that a fine-tune lies near its base; with it
+    delta is `parent` unless said otherwise.
+    keep_base: `commit_async` keeps in memory what it stored whole, so that later ones need not read it to store their
+    changes: that takes the memory of one more copy of the state.
     allow_pickle: pickle what is neither tensor nor plain value; loading then needs it too.
     unless_in: a revision; where a commit of its history has the same state, files, origin and step, that one is
     returned and the branch stays.
@@ -72,6 +80,9 @@ class CommitOptions(TypedDict, total=False):
     origin: Mapping[str, Sequence[Source]] | None
     parent: str | None
     codec: CodecName
+    delta: DeltaName
+    base: str | None
+    keep_base: bool
     allow_pickle: bool
     unless_in: str | None
     progress: Callable[[int], None] | None
@@ -81,10 +92,12 @@ class CommitOptions(TypedDict, total=False):
     when_busy: Literal["wait", "skip", "raise"]
 
 
+DeltaName = Literal["parent", "none"]
 TIMEOUT = 1800.0
 """Seconds, as torch.distributed gives the ranks of a gloo group."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "codec": CODEC_NAMES,
+    "delta": ("none", "parent"),
     "replicas": ("equal", "first"),
     "when_busy": ("wait", "skip", "raise"),
 }
@@ -104,6 +117,7 @@ class Request:
     skeleton: Any
     leaves: list[Leaf]
     codec: CodecName
+    delta: DeltaName
     unless_in: str | None
     progress: Callable[[int], None] | None
     started: float
@@ -157,6 +171,7 @@ def request(state: Any, options: CommitOptions, started: float, rank: int = 0) -
         skeleton=skeleton,
         leaves=leaves,
         codec=options.get("codec", "auto"),
+        delta=options.get("delta", "none" if options.get("base") is None else "parent"),
         unless_in=options.get("unless_in"),
         progress=options.get("progress"),
         started=started,
@@ -267,11 +282,11 @@ def step_of(step: Any) -> int | None:
 
 
 def write(
-    request: Request, base: Base, backend: Backend, catalog: Catalog, settings: WriterSettings
+    request: Request, base: Base, backend: Backend, catalog: Catalog, settings: WriterSettings, deltas: Deltas | None
 ) -> tuple[ObjectId, objects.Commit, Stored]:
     """Steps 1 and 2 by this process alone: all objects durable; nothing is published."""
     leaves = request.leaves
-    with ObjectWriter(backend, catalog, request.codec, settings, request.progress) as writer:
+    with ObjectWriter(backend, catalog, request.codec, settings, request.progress, deltas=deltas) as writer:
         blocks = writer.store(leaves)
         raw = sum(leaf.nbytes for leaf in leaves if leaf.tied_to is None)
         return seal_commit(request, base, request.skeleton, Stored(raw, blocks), writer)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from queue import Queue
 from types import TracebackType
 from typing import Generic, TypeVar
@@ -24,6 +25,7 @@ def default_threads() -> int:
     return min(usable, MAX_THREADS)
 
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -78,8 +80,12 @@ class Crew:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
-        if self._failure is not None and error is None:
-            raise self._failure
+        failure, self._failure = self._failure, None  # else it would lead back to itself, and hold every tool's buffers
+        try:
+            if failure is not None and error is None:
+                raise failure
+        finally:
+            del failure
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
@@ -89,3 +95,24 @@ class Crew:
                 task()
             except BaseException as error:
                 self._failure = error
+
+
+_PER_THREAD = 8
+
+
+def mapped(work: Callable[[S], T], items: Sequence[S], threads: int) -> Iterator[T]:
+    """The results for all items in their order, worked out some at a time by so many threads; by the caller's if 1."""
+    if threads == 1:
+        yield from map(work, items)
+        return
+    for at in range(0, len(items), _PER_THREAD * threads):
+        part = items[at : at + _PER_THREAD * threads]
+        found: dict[int, T] = {}
+        with Crew(min(threads, len(part))) as crew:
+            for number, item in enumerate(part):
+                crew.submit(partial(_put, found, number, work, item))
+        yield from (found[number] for number in range(len(part)))
+
+
+def _put(found: dict[int, T], number: int, work: Callable[[S], T], item: S) -> None:
+    found[number] = work(item)

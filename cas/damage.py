@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
+from .absence import NOTHING, parents_of
 from .block import Kind, ObjectId, short
 from .dtypes import DTYPES
-from .errors import CasError
+from .errors import CasError, Corrupt
 from .extent import extent_of
 from .findings import Finding
 from .log import Record
 from .nodes import KEYED_TAGS, MAX_DEPTH, Content, Node, Tag, long_of, tensor_of
 from .objects import Commit, entries_of
 from .paths import Path, format_path
-from .reach import Edge
+from .reach import Below, Edge
 from .reader import Objects
 from .roots import Absent
 
@@ -50,10 +51,11 @@ class Walk:
     objects: Objects
     absent: Absent
     bad: Mapping[Edge, Trouble]
-    blocks: Set[bytes]
+    blocks: Container[bytes]
     told: set[Edge] = field(default_factory=set)
     """Those of `bad` that were met."""
-    _trees: dict[ObjectId, list[_Damage]] = field(default_factory=dict)
+    _below: Below = field(default_factory=Below)
+    _open: set[ObjectId] = field(default_factory=set)
     _commits: dict[ObjectId, list[_Damage]] = field(default_factory=dict)
     _depth: int = 0
 
@@ -72,6 +74,12 @@ class Walk:
             for trouble, (commits, paths) in merged.items()
         ]
 
+    def check(self, name: ObjectId) -> None:
+        """`Corrupt` where a commit's state is not sound."""
+        self._below.left_out = self.absent.get(name, NOTHING)
+        for damage in self._commit(self.objects.commit(name)):
+            raise Corrupt(f"commit {short(name)} is not sound at {format_path(damage.path)}: {damage.trouble.message}")
+
     def _history(self, tip: ObjectId) -> None:
         todo = [tip]
         while todo:
@@ -86,28 +94,36 @@ class Walk:
             except CasError as error:
                 self._commits[name] = [_malformed((), error)]
                 continue
-            self._commits[name] = list(self._commit(commit, self.absent.get(name, frozenset())))
-            todo.extend(commit.parents)
+            self._below.left_out = self.absent.get(name, NOTHING)
+            self._commits[name] = list(self._commit(commit))
+            todo.extend(parents_of(name, commit, self.absent))
 
-    def _commit(self, commit: Commit, left_out: Set[ObjectId]) -> Iterator[_Damage]:
-        if commit.tree not in left_out:
-            yield from self._tree(commit.tree, ())
+    def _commit(self, commit: Commit) -> Iterator[_Damage]:
+        yield from self._tree(commit.tree, ())
         yield from self._node(commit.files, ("files",))
-        if commit.origin is not None and commit.origin.tree not in left_out:
+        if commit.origin is not None:
             yield from self._tree(commit.origin.tree, ("origin",))
 
     def _tree(self, name: ObjectId, path: Path) -> list[_Damage]:
         """Damage below a tree, its paths completed with `path`."""
-        if name not in self._trees:
-            self._trees[name] = []  # a hostile tree that leads back to itself ends here
+        if self._below.lacks(name) or name in self._open:
+            return []
+        found: list[_Damage] | None = self._below.known(name)
+        if found is None:
+            outer = self._below.begin()
+            self._open.add(name)  # a hostile tree that leads back to itself ends here
             if (Kind.TREE, name) in self.bad:
-                self._trees[name] = [self._bad((), (Kind.TREE, name))]
+                found = [self._bad((), (Kind.TREE, name))]
+            elif len(self._open) > MAX_DEPTH:  # references to references, too, which are no containers
+                found = [_malformed((), f"a tree is nested deeper than {MAX_DEPTH} levels")]
             else:
                 try:
-                    self._trees[name] = self._node(self.objects.tree(name), ())
+                    found = self._node(self.objects.tree(name), ())
                 except CasError as error:
-                    self._trees[name] = [_malformed((), error)]
-        return [_Damage((*path, *damage.path), damage.trouble, damage.edge) for damage in self._trees[name]]
+                    found = [_malformed((), error)]
+            self._open.discard(name)
+            self._below.end(name, found, outer)
+        return [_Damage((*path, *damage.path), damage.trouble, damage.edge) for damage in found]
 
     def _node(self, node: Node, path: Path) -> list[_Damage]:
         if type(node) is not list:
@@ -115,12 +131,13 @@ class Walk:
         if node[0] in (Tag.REF, Tag.COMPOSITE):
             return self._behind(node, path)
         if node[0] == Tag.PARTS:
+            node = self._without_absent(node)
             parts = ((Kind.TREE, ObjectId(part)) for part in node[2])
             bad = [self._bad(path, part) for part in parts if part in self.bad]
             if bad:
                 return bad
         try:
-            held = entries_of(node, self.objects.tree)
+            held = entries_of(node, self._tree_there)
             if held is None:
                 return self._leaf(node, path)
         except CasError as error:
@@ -137,10 +154,12 @@ class Walk:
 
     def _behind(self, node: Node, path: Path) -> list[_Damage]:
         """Damage in the tree that a node refers to or in the parts of a composite, or that it is none of their kind."""
+        if node[0] == Tag.REF and self._below.lacks(ObjectId(node[1])):
+            return []
         found = self._tree(ObjectId(node[1]), path) if node[0] == Tag.REF else self._node(node[3], path)
         try:
-            if not found:
-                entries_of(node, self.objects.tree)
+            if not found and self._is_there(node):
+                entries_of(node, self._tree_there)
         except CasError as error:
             return [_malformed(path, error)]
         return found
@@ -154,24 +173,50 @@ class Walk:
             return self._content(held.content, (held.nbytes,), 1, path)
         return []
 
+    def _is_there(self, node: Node) -> bool:
+        """Whether the parts of a composite are there."""
+        return node[0] != Tag.COMPOSITE or node[3][0] != Tag.REF or not self._below.lacks(ObjectId(node[3][1]))
+
+    def _tree_there(self, name: ObjectId) -> Node:
+        return self._without_absent(self.objects.tree(name))
+
+    def _without_absent(self, node: Node) -> Node:
+        """The node, of a container in parts with those that are there."""
+        if not self._below.left_out or type(node) is not list or node[0] != Tag.PARTS:
+            return node
+        return [*node[:2], [part for part in node[2] if not self._below.lacks(ObjectId(part))]]
+
     def _content(self, content: Content, shape: tuple[int, ...], itemsize: int, path: Path) -> list[_Damage]:
-        if self.bad and content.layout is not None:
-            bad = [self._bad(path, edge) for edge in self._structure(content.layout) if edge in self.bad]
+        if (self.bad or self._below.left_out) and content.layout is not None:
+            edges = list(self._structure(content.layout))
+            there = [edge for edge in edges if not self._below.lacks(edge[1])]
+            bad = [self._bad(path, edge) for edge in there if edge in self.bad]
+            if len(there) < len(edges):
+                return bad + [self._bad(path, edge) for edge in self._blocks_of(there) if edge in self.bad]
             if bad:
                 return bad
+        if content.block is not None and self._below.lacks(content.block):
+            return []
         missing: dict[ObjectId, None] = {}
         for shard in extent_of(content, shape, itemsize, self.objects).shards:
             for name, (start, stop) in zip(shard.ids, pairwise(shard.edges), strict=True):
-                if name + (stop - start).to_bytes(4, "little") not in self.blocks:
+                if name + (stop - start).to_bytes(4, "little") not in self.blocks and not self._below.lacks(name):
                     missing[name] = None
         return [self._bad(path, (Kind.BLOCK, name)) for name in missing]
 
     def _structure(self, layout: ObjectId) -> Iterator[Edge]:
         """A layout and, where it can be read, its lists."""
         yield Kind.LAYOUT, layout
-        if (Kind.LAYOUT, layout) not in self.bad:
+        if (Kind.LAYOUT, layout) not in self.bad and not self._below.lacks(layout):
             for shard in self.objects.layout(layout).shards:
                 yield from ((Kind.LIST, part) for part in shard.lists)
+
+    def _blocks_of(self, edges: Iterable[Edge]) -> Iterator[Edge]:
+        """The blocks that are there of those lists that can be read, without looking at their sizes."""
+        for edge in edges:
+            if edge[0] is Kind.LIST and edge not in self.bad:
+                names = (name for name in self.objects.block_list(edge[1]) if not self._below.lacks(name))
+                yield from ((Kind.BLOCK, name) for name in dict.fromkeys(names))
 
     def _bad(self, path: Path, edge: Edge) -> _Damage:
         self.told.add(edge)

@@ -12,9 +12,12 @@ from .leaves import Leaf, TensorLeaf, leaf_of
 from .nodes import KEYED_TAGS, MAX_DEPTH, MAX_ENTRIES, Node, Tag, expect, pack
 from .objects import entries_of
 from .paths import Key, Path, Patterns
+from .present import Lacking
 from .reader import BlockReader, Objects
 
 _ABSENT: Any = object()
+Sides = tuple[Objects, Objects]
+"""Those of the commit before, and of the one after."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Difference:
 
 
 def diff(
-    objects: Objects,
+    objects: Sides,
     blocks: BlockReader,
     before: ObjectId,
     after: ObjectId,
@@ -45,10 +48,11 @@ def diff(
 
     In the order of the state before; in each container, what only the one after has comes last. Without `values` no
     content is read: a tensor that is stored otherwise counts as changed, even where its bytes are the same.
+    Equal parts may be absent; others that are, at paths that may match, are an error.
     """
     gauge = Gauge(objects, blocks, before, after) if values else None
-    trees = [objects.tree(objects.commit(name).tree) for name in (before, after)]
-    for path, old, new in _pairs(trees[0], trees[1], objects, only):
+    trees = [held.tree(held.commit(name).tree) for held, name in zip(objects, (before, after), strict=True)]
+    for path, old, new in pairs(trees[0], trees[1], objects, only):
         if only is not None and not only.match(path):
             continue
         if new is None:
@@ -71,7 +75,7 @@ def _form(leaf: TensorLeaf) -> tuple[str, tuple[int, ...]]:
 Pair = tuple[Path, Leaf | None, Leaf | None]
 
 
-def _pairs(before: Node, after: Node, objects: Objects, only: Patterns | None) -> Iterator[Pair]:
+def pairs(before: Node, after: Node, objects: Sides, only: Patterns | None) -> Iterator[Pair]:
     """What stands at each path where two nodes differ, or may."""
     todo: list[tuple[Path, Node, Node]] = [((), before, after)]
     count = 0
@@ -80,9 +84,12 @@ def _pairs(before: Node, after: Node, objects: Objects, only: Patterns | None) -
         both = before is not _ABSENT and after is not _ABSENT
         if (both and pack(before) == pack(after)) or (only is not None and not only.may_match_below(path)):
             continue
-        before, after = _opened(before, objects), _opened(after, objects)
-        shared = _shared_parts(before, after)
-        old, new = _children(before, objects, shared), _children(after, objects, shared)
+        try:
+            before, after = _opened(before, objects[0]), _opened(after, objects[1])
+            shared = _shared_parts(before, after)
+            old, new = _children(before, objects[0], shared), _children(after, objects[1], shared)
+        except Lacking as error:
+            raise error.at(path) from error
         yield from _here(path, (before, old), (after, new))
         old, new = old or {}, new or {}
         count += len(old) + len(new)

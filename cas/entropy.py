@@ -1,8 +1,8 @@
 """Entropy coding of bytes: two zstd settings, the choice between them, and a decoder that trusts nothing.
 
 A stored frame (normative) is exactly one Zstandard frame. It starts with the magic number 28 B5 2F FD;
-declares its content size, which is not zero; has bits 3 and 4 of its descriptor (byte 4) zero; needs a
-window of at most 4 MiB, no dictionary and no checksum (the block's BLAKE3 judges the content); is shorter
+declares its content size, which is not zero; has bits 0, 1, 3 and 4 of its descriptor (byte 4) zero; needs
+a window of at most 4 MiB, no dictionary and no checksum (the block's BLAKE3 judges the content); is shorter
 than its content; and ends where the stored bytes end.
 Codec `zstd` stores a block as one such frame.
 
@@ -22,8 +22,8 @@ from .errors import Corrupt
 
 MAX_WINDOW = 4 << 20
 SAMPLE = 32 << 10
-_UNUSED = 0x18
-"""The bits of a frame's descriptor that zstd reserves (3) and ignores (4)."""
+_UNUSED = 0x1B
+"""The bits of a frame's descriptor that zstd reserves (3) and ignores (4), and those of a dictionary's id (0, 1)."""
 _STRETCHES = 4
 
 

@@ -75,6 +75,7 @@ def extent_of(content: Content, shape: tuple[int, ...], itemsize: int, objects: 
         return Extent(shape, itemsize, ())
     if nbytes > MAX_BLOCK_SIZE:
         raise Corrupt(f"an entry of {nbytes} bytes names a single block; it was not written by this format")
+    objects.check([content.block])
     return Extent(shape, itemsize, (ShardBlocks(Box.whole(shape), [0, nbytes], [content.block]),))
 
 

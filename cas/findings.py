@@ -5,8 +5,9 @@
     list-missing, list-corrupt                  a condemned or absent list of the root is gone or does not verify
     pack-corrupt                                a pack's header or table does not verify: its objects are out of reach
     object-missing, object-corrupt              a commit, tree, layout or list that something names
-    block-missing                               a block that a tensor names is in no pack
-    block-corrupt                               no stored copy of a block matches its name
+    block-missing                               a block that a tensor names, or a base that it needs, is in no pack
+    block-corrupt                               no stored copy of a block, or of a base that it needs, matches its name
+                                                or decodes
     lost                                        an object that --repair found nowhere; it stands for the three before
 
     warning: nothing is lost yet

@@ -24,12 +24,13 @@ from .lists import What
 from .log import Log
 from .marking import Marks
 from .pack import ROW, Location, Table
-from .picking import NAME, is_in
+from .picking import NAME, distinct, is_in
 from .reach import Edge
 from .reader import BlockReader, Objects
-from .repair import Repaired, Repairer, Source
+from .repair import Repaired, Repairer
 from .roots import Roots
 from .rowcheck import ReadProgress, RowCheck
+from .salvage import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +56,16 @@ class Checker:
         inspection = self._inspect(self._reading())
         found += [Finding("pack-corrupt", "error", str(error)) for error in inspection.damaged.values()]
         found += self._check_index(inspection.tables)
-        rows = RowCheck(self.state, inspection.tables, inspection.objects, self.blocks)
+        rows = RowCheck(self.state, inspection.tables, inspection.objects, self.blocks, inspection.hanging())
         rows.recheck()
         if part is not None:
             rows.read(part, progress)
             found += _reading(rows)
-        found += _bad_rows(inspection, rows.bad)
-        found += _check_reachable(inspection, rows.bad.keys(), lost)
-        found += _unneeded(inspection, rows.bad.keys()) if inspection.has_undo else []
+        rows.add(inspection.below(rows.bad))
+        bad = {place: rows.bad[place] for place in inspection.at_fault(rows.bad)}
+        found += _bad_rows(inspection, bad)
+        found += _check_reachable(inspection, bad.keys(), lost)
+        found += _unneeded(inspection, bad.keys()) if inspection.has_undo else []
         return found + self._strangers()
 
     def repair(self, before: list[Finding], source: Source | None) -> list[Finding]:
@@ -106,6 +109,7 @@ class Checker:
 
     def _check_index(self, tables: Sequence[Table]) -> Iterator[Finding]:
         packs = {table.pack for table in tables}
+        self.catalog.refresh()
         held = {place for place in self.catalog.index.rows() if place.pack in packs}
         lacking = 0
         for table in tables:
@@ -158,7 +162,7 @@ def _bad_rows(inspection: Inspection, bad: Mapping[Location, CasError]) -> Itera
         return
     held = {(Kind(place.row.kind), place.row.id) for place in bad}
     troubles = {edge: Trouble("row-corrupt", edge[1].hex()) for edge in held}
-    others = _sized_blocks(inspection.tables) - {_sized(place) for place in bad}
+    others = _sized_blocks(inspection.tables, held)
     walk = Walk(inspection.objects, inspection.survey.marks.absent, troubles, others)
     needed = {finding.message: finding for finding in walk.findings(inspection.survey.root)}
     for place, error in bad.items():
@@ -173,12 +177,9 @@ def _bad_rows(inspection: Inspection, bad: Mapping[Location, CasError]) -> Itera
 
 def _check_reachable(inspection: Inspection, bad_rows: Set[Location], lost: Set[Edge]) -> list[Finding]:
     survey = inspection.survey
-    bad = {edge: _trouble(edge, inspection, bad_rows, lost) for edge in inspection.failed}
-    gone = lost_of(inspection.pick(bad_rows))
-    bad |= {edge: _trouble(edge, inspection, bad_rows, lost) for edge in gone if edge not in bad}
-    blocks = _sized_blocks(inspection.tables) - {
-        _sized(place) for place in bad_rows if (Kind(place.row.kind), place.row.id) in bad
-    }
+    gone = {*inspection.failed, *lost_of(inspection.pick(bad_rows))}
+    bad = _troubles(gone, inspection, bad_rows, lost)
+    blocks = _sized_blocks(inspection.tables, gone)
     absent = survey.marks.absent
     walk = Walk(inspection.objects, absent, bad, blocks)
     found = walk.findings(survey.root)
@@ -197,35 +198,58 @@ def _check_reachable(inspection: Inspection, bad_rows: Set[Location], lost: Set[
     return found
 
 
-def _trouble(edge: Edge, inspection: Inspection, bad_rows: Set[Location], lost: Set[Edge]) -> Trouble:
-    """What to say of an object that cannot be had."""
-    kind, name = edge
-    what = f"{kind.name.lower()} {short(name)}"
-    if edge in lost:
-        return Trouble("lost", f"{what} is lost: no good copy of it was found; give a store that has it with --from")
-    prefix = "block" if kind is Kind.BLOCK else "object"
-    error = inspection.failed.get(edge)
-    if error is not None:
-        return Trouble("object-missing" if isinstance(error, NotFound) else "object-corrupt", str(error))
-    if any(place.row.id == name for place in bad_rows):
-        return Trouble(f"{prefix}-corrupt", f"{what} is damaged in every pack; restore it from another copy")
-    where = "in no pack that can be read" if inspection.damaged else "in no pack"
-    return Trouble(f"{prefix}-missing", f"{what} is {where}; restore it from another copy")
+def _troubles(gone: Set[Edge], inspection: Inspection, bad_rows: Set[Location], lost: Set[Edge]) -> dict[Edge, Trouble]:
+    """What to say of the objects that cannot be had."""
+    lacks = inspection.lacks(gone, bad_rows)
+    blamed = {edge: lacks.root_of(edge) for edge in gone}
+    rows: dict[Edge, list[Location]] = {}
+    for place in inspection.rows_of({*gone, *blamed.values()}):
+        rows.setdefault((Kind(place.row.kind), place.row.id), []).append(place)
+    found = {}
+    for edge, base in blamed.items():
+        error = inspection.failed.get(edge)
+        if edge in lost:
+            found[edge] = Trouble("lost", _lost(edge, base))
+        elif error is not None:
+            found[edge] = Trouble("object-missing" if isinstance(error, NotFound) else "object-corrupt", str(error))
+        else:
+            found[edge] = _trouble(edge, base, rows.get(base, []), bad_rows, bool(inspection.damaged))
+    return found
 
 
-def _sized_blocks(tables: Iterable[Table]) -> set[bytes]:
-    """Id and raw size of every row of a block."""
+def _lost(edge: Edge, base: Edge) -> str:
+    way = "" if base == edge else f", nor of {_named(base)}, through which it decodes"
+    return f"{_named(edge)} is lost: no good copy of it was found{way}; give a store that has it with --from"
+
+
+def _trouble(edge: Edge, base: Edge, rows: list[Location], bad: Set[Location], is_damaged: bool) -> Trouble:
+    """`rows` are those of the base that is to blame."""
+    prefix = "block" if edge[0] is Kind.BLOCK else "object"
+    way = _named(edge) if base == edge else f"{_named(edge)} decodes only through {_named(base)}, which"
+    if not rows:
+        where = "in no pack that can be read" if is_damaged else "in no pack"
+        return Trouble(f"{prefix}-missing", f"{way} is {where}; restore it from another copy")
+    if any(place in bad for place in rows):
+        return Trouble(f"{prefix}-corrupt", f"{way} is damaged in every pack; restore it from another copy")
+    text = f"{way} has another length or a chain of bases that is too long; restore the first from another copy"
+    return Trouble(f"{prefix}-corrupt", text)
+
+
+def _named(edge: Edge) -> str:
+    return f"{edge[0].name.lower()} {short(edge[1])}"
+
+
+def _sized_blocks(tables: Iterable[Table], but: Iterable[Edge]) -> set[bytes]:
+    """Id and raw size of every row of a block, if it is none of these."""
+    left_out = distinct(np.array([name for kind, name in but if kind is Kind.BLOCK], NAME))
     found: set[bytes] = set()
     for table in tables:
         rows = table.rows[table.rows["kind"] == Kind.BLOCK]
+        rows = rows[~is_in(np.ascontiguousarray(rows["id"]).view(NAME), left_out)]
         joined = np.empty(len(rows), [("id", "V32"), ("raw", "<u4")])
         joined["id"], joined["raw"] = rows["id"], rows["raw"]
         found.update(joined.view("V36").tolist())
     return found
-
-
-def _sized(place: Location) -> bytes:
-    return place.row.id + place.row.raw.to_bytes(4, "little")
 
 
 # -- what nothing needs -------------------------------------------------------------------------------------------
@@ -233,13 +257,15 @@ def _sized(place: Location) -> bytes:
 
 def _unneeded(inspection: Inspection, bad_rows: Set[Location]) -> list[Finding]:
     survey, rows = inspection.survey, inspection.survey.rows
-    picked = inspection.pick(bad_rows).rows
+    found = inspection.pick(bad_rows)
+    picked = found.rows
     used = np.zeros(len(survey.packs), np.bool_)
     used[rows.pack[picked]] = True
     orphans = [held.info for held, is_used in zip(survey.packs, used, strict=True) if not is_used]
     rest = used[rows.pack]
     rest[picked] = False
     rest[inspection.numbers(bad_rows)] = False
+    rest[inspection.numbers(inspection.rows_of(lost_of(found)))] = False  # deltas that may decode one day
     left = np.flatnonzero(rest)
     live = np.zeros(len(left), np.bool_)
     for kind, names in survey.marks.live().items() if len(left) else ():

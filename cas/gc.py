@@ -18,18 +18,19 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from . import lists
 from .backend import FileInfo
+from .catalog import CondemnedToo
 from .commits import human_bytes
 from .errors import Invalid, NotFound
 from .fence import condemn
 from .log import Record
 from .moving import bad_among, move
-from .pack import TARGET_SIZE, Location
+from .pack import TARGET_SIZE
 from .renewing import needed_since
 from .reserve import is_full, on_reserve, restore
 from .survey import Pack, Survey, Surveyor, files_of, named
@@ -135,23 +136,8 @@ class Collector:
         return self._collected(plan, survey, victims, dry_run)
 
     def _survey(self) -> Survey:
-        """What there is. Something is lost only if it still is once the packs are listed again under the same root."""
-        before: int | None = None  # the root under which something was missing
-        while True:
-            self.progress("marking")
-            seq = self.surveyor.log.head().seq
-            try:
-                survey = self.surveyor.survey(undo_from(self.expire))
-            except NotFound:
-                if self._is_root(seq):
-                    raise
-                continue  # another collector deleted it, once a newer root had given it up
-            if not survey.lost or (survey.root.seq == before and self._is_root(before)):
-                return survey
-            before = survey.root.seq
-
-    def _is_root(self, seq: int) -> bool:
-        return self.surveyor.log.head().seq == seq
+        self.progress("marking")
+        return self.surveyor.settled(undo_from(self.expire))
 
     def _whole(self) -> Survey:
         """What there is once all that is live lies outside the condemned packs; `Corrupt` if anything live is lost."""
@@ -166,11 +152,11 @@ class Collector:
         try:
             yield
         except NotFound:
-            if self._is_root(survey.root.seq):
+            if self.surveyor.is_root(survey.root.seq):
                 raise
 
     def _plan(self, survey: Survey) -> Plan:
-        return Plan.of(survey, time.time() - self.grace if self.grace else math.inf)
+        return Plan.of(survey, self.surveyor.backend.now() - self.grace if self.grace else math.inf)
 
     def _condemn(self) -> Plan:
         """G0 to G2; what is given up was judged on the very root that is replaced."""
@@ -192,9 +178,12 @@ class Collector:
     def _without_last_copies(self, plan: Plan) -> Plan:
         """Before one of two copies goes, the one that stays is read: if it is bad, the other's pack is not given up."""
         surveyor, survey = self.surveyor, plan.survey
-        bad = bad_among(surveyor.kept_copies(survey, plan.dead + plan.sparse), surveyor.backend, self.threads)
+        kept = surveyor.kept_copies(survey, plan.dead + plan.sparse)
+        bad = bad_among(kept, surveyor.backend, surveyor.catalog, self.threads)
         if not bad:
             return plan
+        if not surveyor.is_root(survey.root.seq):
+            raise NotFound("packs may have been deleted since a newer root gave them up")
         _log.warning("%d objects have a bad copy; packs with another stay; run `cas fsck --repair`", len(bad))
         spared = {place.pack for found in surveyor.catalog.locate(p.row.id for p in bad).values() for place in found}
         return plan.renewed(survey.root, spared)
@@ -206,7 +195,7 @@ class Collector:
         places = list(self.surveyor.places(plan.survey, plan.sparse))
         self.progress(f"copying {human_bytes(sum(place.row.stored for place in places))} out of mostly dead packs")
         try:
-            self._move(places)
+            move(places, self.surveyor.backend, self.surveyor.catalog, self.threads)
         except OSError as error:
             if not is_full(error):
                 raise
@@ -236,11 +225,10 @@ class Collector:
         lost = survey.lost
         places = self.surveyor.condemned_places(lost)
         _log.error("%s in condemned packs alone: copied out of them; please report this", named(lost))
-        self._move(places)
+        surveyor = self.surveyor
+        lookup = CondemnedToo(surveyor.backend, surveyor.catalog)
+        move(places, surveyor.backend, surveyor.catalog, self.threads, lookup)
         self.rescued += len(places)
-
-    def _move(self, places: Iterable[Location]) -> None:
-        move(places, self.surveyor.backend, self.surveyor.catalog, self.threads)
 
     def _delete(self, victims: list[FileInfo]) -> None:
         """G5. What cannot be deleted is an error once all else is."""

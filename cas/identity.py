@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from .backend import Backend
+from .backend import Backend, NoPlace
 from .block import MIN_BLOCK_SIZE
-from .errors import Corrupt, Invalid, Unsupported
+from .errors import Corrupt, Invalid, NotFound, Unsupported
 from .grid import MAX_CELL
+from .verified import read_verified
 
 NAME = "cas.json"
 _MAGIC = "cas-checkpoints"
@@ -53,16 +54,28 @@ def encode(identity: Identity) -> bytes:
 
 def read(backend: Backend) -> Identity:
     """The store's identity, checked; `NotFound` where there is no store."""
-    data = backend.read(NAME)
+    try:
+        return read_verified(backend, NAME, lambda data: _decode(data, backend))
+    except NoPlace:
+        raise
+    except NotFound:
+        raise NotFound(
+            f"there is no store at {backend.url}; make one with `cas init` or cas.open(path, create=True)"
+        ) from None
+
+
+def _decode(data: bytes, backend: Backend) -> Identity:
+    url = backend.url
     try:
         fields = json.loads(data)
         identity = Identity(fields["id"], fields["block_size"])
         version = fields["version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Corrupt(f"{NAME} of {backend.url} is damaged: {error!r}; restore it from another copy") from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        other = ", or something else answers there: check the address, or" if backend.is_remote else ";"
+        raise Corrupt(f"{NAME} of {url} is damaged{other} restore it from another copy") from None
     if version != _VERSION and isinstance(version, int) and fields.get("magic") == _MAGIC:
-        raise Unsupported(f"store {backend.url} has format version {version}; this release reads version {_VERSION}")
+        raise Unsupported(f"store {url} has format version {version}; this release reads version {_VERSION}")
     valid = _is_block_size(identity.block_size) and _is_id(identity.id)
     if not valid or encode(identity) != data:
-        raise Corrupt(f"{NAME} of {backend.url} does not match its checksum; restore it from another copy")
+        raise Corrupt(f"{NAME} of {url} does not match its checksum; restore it from another copy")
     return identity

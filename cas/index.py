@@ -39,6 +39,7 @@ _OPEN_DEADLINE = 5.0
 _READERS = 1024
 _LOCK_SIZE = 64 * (_READERS + 2)
 _PACK_SIZE = 16
+_CHAIN = _PACK_SIZE + 3  # where a row's chain stands in a value
 _BATCH = 100_000
 """Rows that are removed at a time, so that their memory is bounded."""
 
@@ -178,16 +179,18 @@ class Index:
 
     # -- looking up ---------------------------------------------------------------------------------------------
 
-    def known(self, ids: Sequence[ObjectId], but: Set[bytes] = frozenset()) -> set[ObjectId]:
-        """Those of `ids` that have a row outside the packs of `but`."""
+    def known(self, ids: Sequence[ObjectId], but: Set[bytes] = frozenset()) -> tuple[set[ObjectId], set[ObjectId]]:
+        """Those of `ids` that have a row outside the packs of `but`: one without a base, and only such with bases."""
         self._here()
         with self._mutex:
-            found = {name for name in ids if any(place.pack not in but for place in self._memory.get(name, ()))}
+            held = [place for name in ids for place in self._memory.get(name, ()) if place.pack not in but]
+            plain, chained = ({p.row.id for p in held if (p.row.chain > 0) is has} for has in (False, True))
             with self._reading() as txn:
                 if txn is not None:
-                    rows = txn.cursor(self._rows).getmulti(ids, dupdata=bool(but))
-                    found.update(key for key, value in rows if not but or value[:_PACK_SIZE] not in but)
-            return found
+                    for key, value in txn.cursor(self._rows).getmulti(ids, dupdata=True):
+                        if value[:_PACK_SIZE] not in but:
+                            (chained if value[_CHAIN] else plain).add(key)
+            return plain, chained - plain
 
     def find(self, name: ObjectId) -> list[Location]:
         """Every row of an object, none if it is unknown."""

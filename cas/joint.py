@@ -31,6 +31,7 @@ from .objects import decode_commit, encode_commit
 from .outline import outline_of
 from .packing import Counters
 from .plan import Plan
+from .reader import Objects
 from .roots import Roots
 from .small_writes import SMALL, Dues, decoded, message_of
 from .team import Call, LostRank
@@ -68,6 +69,9 @@ class Host:
     """At number 0: what the commit builds on."""
     publish: Callable[[Request, Base, ObjectId, objects.Commit, Stored, int], Published]
     """At number 0, `Overtaken` if files were condemned after the epoch that is given last."""
+    relatives: Callable[[Request, Base, str | None], list[ObjectId]]
+    """At number 0: the commits whose blocks may be bases."""
+    objects: Objects
 
 
 class JointCommit:
@@ -98,7 +102,7 @@ class JointCommit:
             return self._terms(), [self._call.node, self._digests]
 
         answer = meet(self._call, hello, self._open)
-        self._seq, self._epoch, self._wanted, self._lead, self._members = answer
+        self._seq, self._epoch, self._wanted, self._lead, self._members, self._relatives = answer
         return self._request
 
     def _requested(self, state: Any) -> Request:
@@ -118,12 +122,14 @@ class JointCommit:
             "branch": self.branch,
             "step": self._request.step,
             "codec": self._request.codec,
+            "delta": self._request.delta,
             "replicas": self._options.get("replicas", "equal"),
         }
 
     def _open(self, hellos: list[Node]) -> list[Node]:
         nodes, digests = zip(*hellos, strict=True)
         self._base = self._host.base_of(self._options)
+        relatives = self._host.relatives(self._request, self._base, self._options.get("base"))
         root = self._host.roots.current()
         memory, asked = self._host.memory, set[bytes]()
         self._known = digests
@@ -133,7 +139,7 @@ class JointCommit:
             wanted = [digest not in memory.said and digest not in asked for digest in both]
             asked.update(both)
             members = [other for other, lead in enumerate(leads) if lead == rank != other]
-            answers.append([root.seq, root.epoch, wanted, leads[rank], members])
+            answers.append([root.seq, root.epoch, wanted, leads[rank], members, relatives])
         return answers
 
     # -- 2. who holds what --------------------------------------------------------------------------------------
@@ -176,8 +182,10 @@ class JointCommit:
 
     def _attempt(self, duties: list[Duty]) -> bytes:
         host, hold = self._host, SMALL if self._lead != self._call.rank else 0
-        request = self._request
-        with ObjectWriter(host.backend, host.catalog, request.codec, host.settings, request.progress, hold) as writer:
+        request, settings = self._request, host.settings
+        deltas = settings.deltas([ObjectId(name) for name in self._relatives], host.objects, host.catalog)
+        writer = ObjectWriter(host.backend, host.catalog, request.codec, settings, request.progress, hold, deltas)
+        with writer:
             try:
                 return ask(
                     self._call,

@@ -17,9 +17,9 @@ from .arrays import scalar_value
 from .block import ObjectId
 from .dtypes import DTYPES
 from .errors import NotFound
-from .extent import Extent, ShardBlocks, extent_of
+from .extent import Extent, ShardBlocks
 from .grid import Box
-from .loader import Owner
+from .loader import Owner, extent_for
 from .nodes import (
     KEYED_TAGS,
     LISTED_TAGS,
@@ -35,9 +35,12 @@ from .nodes import (
 )
 from .objects import entries_of
 from .paths import Key, Path, format_key, format_path, is_file_name, parse_levels
+from .present import Lacking, Present
 from .reader import BlockReader, BlockUse, Objects
 
 STREAM_BYTES = 32 << 20
+ABSENT = "absent"
+"""The kind of a leaf that stands for what the commit lacks on purpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class ValueLeaf:
     """A leaf that is no tensor: the name of its type, and its bytes beyond the tree that names it.
 
     `value` is None where it would have to be read (long texts and bytes, pickles), for empty containers, and for
-    composites (sparse, quantised and wrapper tensors), whose parts follow them.
+    composites (sparse, quantised and wrapper tensors), whose parts follow them. A leaf of the kind `ABSENT` stands for
+    a whole subtree, or a tensor or value, that the commit lacks on purpose.
     """
 
     path: Path
@@ -92,25 +96,53 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Leaves:
-    """All leaves of one commit, in the state's order, when iterated over. Reads trees only, no content."""
+    """All leaves of one commit, in the state's order, when iterated over. Reads trees only, no content.
+
+    What the commit lacks on purpose is a `ValueLeaf` of the kind `ABSENT` there, and an error where it is read.
+    """
 
     objects: Objects
     blocks: BlockReader
     commit: ObjectId
 
     def __iter__(self) -> Iterator[Leaf]:
-        tree = self.objects.tree(self.objects.commit(self.commit).tree)
-        return (leaf_of(path, node) for path, node in _walk(tree, self.objects))
+        return _walk(self.objects.tree(self.objects.commit(self.commit).tree), self.objects)
 
     def find(self, path: str) -> Path:
         """The path that a text with escaped levels names; `NotFound` says what there is instead."""
         tree = self.objects.tree(self.objects.commit(self.commit).tree)
-        return _subtree(tree, self.objects, parse_levels(path))[0]
+        at: Path = ()
+        for level in parse_levels(path):
+            at, tree = self._below(at, tree, level)
+        return at
+
+    def _below(self, path: Path, node: Node, level: str) -> tuple[Path, Node]:
+        """One level further down; `NotFound` names the level and what there is."""
+        try:
+            held = entries_of(node, self.objects.tree)
+        except Lacking as error:
+            raise error.at(path) from error
+        entries = [] if held is None else held[1] if held[0] in KEYED_TAGS else list(enumerate(held[1]))
+        found = next(((key, child) for key, child in entries if format_key(key) == level), None)
+        if found is None:
+            near = ", ".join(format_key(key) for key, _ in entries[:8]) or "nothing below"
+            raise NotFound(f"{format_path(path) if path else 'the state'} has no {level}; it has {near}")
+        return (*path, found[0]), found[1]
+
+    def lacking(self, path: Path) -> NotFound:
+        """What to raise where the leaf at `path` is needed and is of the kind `ABSENT`."""
+        advice = self.objects.advice if isinstance(self.objects, Present) else ""
+        return Lacking.of(self.commit, advice, format_path(path))
 
     def files(self) -> list[StoredFile]:
         """The side files of the commit."""
         held = self.objects.commit(self.commit).files
         return [StoredFile(name, (_part(name, node),)) for name, node in held[1]]
+
+    def has_origin(self) -> bool:
+        """Whether the files that the state was read from are there; they may be absent where the state is not."""
+        origin = self.objects.commit(self.commit).origin
+        return origin is not None and not (isinstance(self.objects, Present) and origin.tree in self.objects.left_out)
 
     def origin(self) -> list[StoredFile]:
         """The files that the state was read from, byte for byte, side files apart; none if it was not."""
@@ -158,11 +190,17 @@ class Leaves:
     def _parts(self, tensor: TensorLeaf, limit: int) -> Iterator[_Block | _Slab]:
         """A tensor's bytes in row-major order: its blocks or, where shards interleave, slabs of at most `limit`."""
         itemsize, owner = DTYPES[tensor.dtype].itemsize, Owner(tensor.path, self.commit)
-        extent = extent_of(tensor.entry.content, tensor.shape, itemsize, self.objects)
+        extent = extent_for(owner, tensor.entry.content, tensor.shape, itemsize, self.objects)
         if len(extent.shards) > 1:
             yield from (_Slab(box, extent, owner) for box in slabs(tensor.shape, limit // itemsize))
         else:
             yield from (_Block(shard, number, owner) for shard in extent.shards for number in range(len(shard.ids)))
+
+
+def tensors_of(commit: ObjectId, objects: Objects) -> Iterator[TensorLeaf]:
+    """The tensors of a commit."""
+    leaves = _walk(objects.tree(objects.commit(commit).tree), objects)
+    return (leaf for leaf in leaves if isinstance(leaf, TensorLeaf))
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,15 +278,18 @@ def leaf_of(path: Path, node: Node) -> Leaf:
     return ValueLeaf(path, kind.__name__ if kind else "", 0, None)
 
 
-def _walk(node: Node, objects: Objects) -> Iterator[tuple[Path, Node]]:
-    """Every leaf node below a tree node with its path, in the state's order; empty containers and composites too."""
+def _walk(node: Node, objects: Objects) -> Iterator[Leaf]:
+    """Every leaf below a tree node, in the state's order; empty containers and composites too."""
     todo: list[tuple[Path, Node]] = [((), node)]
     count = 0
     while todo:
         path, node = todo.pop()
+        if isinstance(objects, Present) and not objects.has(node):
+            yield ValueLeaf(path, ABSENT, 0, None)
+            continue
         held = entries_of(node, objects.tree)
         if held is None or not held[1] or node[0] == Tag.COMPOSITE:
-            yield path, node
+            yield leaf_of(path, node)
         if held is None:
             continue
         tag, entries = held
@@ -256,17 +297,3 @@ def _walk(node: Node, objects: Objects) -> Iterator[tuple[Path, Node]]:
         expect(len(path) < MAX_DEPTH and count <= MAX_ENTRIES, "a state is nested too deep or has too many entries")
         pairs = entries if tag in KEYED_TAGS else enumerate(entries)
         todo += [((*path, key), child) for key, child in pairs][::-1]
-
-
-def _subtree(node: Node, objects: Objects, levels: list[str]) -> tuple[Path, Node]:
-    """The node at a path given as escaped levels; `NotFound` names the level and what there is."""
-    path: Path = ()
-    for level in levels:
-        held = entries_of(node, objects.tree)
-        entries = [] if held is None else held[1] if held[0] in KEYED_TAGS else list(enumerate(held[1]))
-        found = next(((key, child) for key, child in entries if format_key(key) == level), None)
-        if found is None:
-            near = ", ".join(format_key(key) for key, _ in entries[:8]) or "nothing below"
-            raise NotFound(f"{format_path(path) if path else 'the state'} has no {level}; it has {near}")
-        path, node = (*path, found[0]), found[1]
-    return path, node

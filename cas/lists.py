@@ -23,6 +23,7 @@ from .backend import Backend
 from .block import ID_SIZE, ObjectId
 from .errors import Corrupt
 from .nodes import expect, pack, unpack
+from .verified import read_verified
 
 ListId = NewType("ListId", bytes)
 """16 random bytes, never reused."""
@@ -85,7 +86,7 @@ def decode_list(data: bytes, what: What, where: str) -> list[bytes]:
 
 def read(backend: Backend, name: ListId, what: What) -> list[bytes]:
     """The items of a list; `NotFound` where it is gone, because a newer root names another one instead."""
-    return decode_list(backend.read(name_of(name)), what, name_of(name))
+    return read_verified(backend, name_of(name), lambda data: decode_list(data, what, name_of(name)))
 
 
 def extend(backend: Backend, lists: Sequence[ListId], what: What, items: Iterable[bytes]) -> tuple[ListId, ...]:

@@ -37,6 +37,7 @@ from .nodes import (
 from .objects import entries_of
 from .paths import Path, Patterns, format_path
 from .per_rank import PerRank
+from .present import Lacking
 from .reader import BlockReader, BlockUse, Objects
 from .tensors import Adapter
 
@@ -53,6 +54,14 @@ class Owner:
 
     def __str__(self) -> str:
         return f"{format_path(self.path)} in commit {short(self.commit)}"
+
+
+def extent_for(owner: Owner, content: Content, shape: tuple[int, ...], itemsize: int, objects: Objects) -> Extent:
+    """As `extent_of`; where content is absent on purpose, the error names the owner."""
+    try:
+        return extent_of(content, shape, itemsize, objects)
+    except Lacking as error:
+        raise error.at(owner.path) from error
 
 
 @dataclass(slots=True)
@@ -162,7 +171,7 @@ class Loader:
             return node if self._wanted(path) else MISSING
         if self.only is not None and not self.only.may_match_below(path):
             return MISSING
-        held = entries_of(node, self.objects.tree)
+        held = self._entries_of(node, path)
         if held is not None:
             if len(path) >= MAX_DEPTH:
                 raise Corrupt(f"commit {short(self.commit)} is nested deeper than {MAX_DEPTH} levels")
@@ -175,8 +184,18 @@ class Loader:
             return MISSING
         try:
             return self._leaf(node, path, target)
+        except Lacking as error:
+            raise error.at(path) from error
         except CasError as error:
             raise type(error)(f"{Owner(path, self.commit)} {error}") from error
+
+    def _entries_of(self, node: Node, path: Path) -> tuple[Tag, list[Node]] | None:
+        try:
+            return entries_of(node, self.objects.tree)
+        except Lacking as error:
+            raise error.at(path) from error
+        except CasError as error:
+            raise type(error)(f"{Owner(path, self.commit)}: {error}") from error
 
     def _wanted(self, path: Path) -> bool:
         return self.only is None or self.only.match(path)

@@ -46,6 +46,10 @@ class LocalBackend:
     Files read by range stay open; the hint, which alone is ever replaced, must therefore be read whole.
     """
 
+    is_remote = False
+    parallel = 1
+    has_honest_create = True
+
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(root)
         self._settled: set[str] = set()  # directories whose own names are durable
@@ -60,6 +64,16 @@ class LocalBackend:
     @property
     def url(self) -> str:
         return self.root
+
+    @property
+    def place(self) -> str:
+        return self.root
+
+    def now(self) -> float:
+        return time.time()
+
+    def forget(self, name: str) -> None:
+        """Nothing is cached."""
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         if start < 0 or (length is not None and length < 0):

@@ -32,6 +32,7 @@ from .errors import CasError, CommitUnknown, Corrupt, Exists, Invalid, NotFound,
 from .lists import ListId
 from .nodes import Node, check_node, expect, is_id, pack, unpack
 from .refs import Ref, RefKind, Refs, is_name
+from .verified import read_verified
 
 FOLDER = "log"
 HINT = "root"
@@ -44,6 +45,7 @@ _WHY = 1000
 """Characters."""
 _FEATURES = pack([VERSION, [], []])
 """Version, read and write features: all that this release knows."""
+_WRITERS = "writers"
 _logger = logging.getLogger("cas")
 
 
@@ -93,8 +95,13 @@ def user() -> str:
         return str(os.getuid())
 
 
-def first_record() -> Record:
-    return Record(1, {}, new_update("init"))
+def first_record(one_writer: bool = False) -> Record:
+    return Record(1, {}, new_update("init"), {_WRITERS: "one"} if one_writer else {})
+
+
+def is_for_one_writer(root: Record) -> bool:
+    """Whether the store lies on a medium without an honest create-if-absent."""
+    return root.config.get(_WRITERS) == "one"
 
 
 def name_of(seq: int) -> str:
@@ -175,15 +182,19 @@ def _update(item: Node, what: str) -> Update:
 
 
 class Log:
-    """Reads and publishes records. Keeps nothing but the newest number seen. Safe to use from many threads."""
+    """Reads and publishes records. Keeps the newest number seen, and of a remote store that record too, for which each
+    look is a request. Safe to use from many threads."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._seen = 0
+        self._newest: Record | None = None
         self._durable = 0  # the newest record of which this process knows that it survives a power cut
 
     def head(self) -> Record:
         """The root: the newest record, verified."""
+        if self._backend.is_remote:
+            return self._newest_remote()
         seq = max(self._seen, self._hinted())
         if seq == 0:
             seq = self.newest_listed()
@@ -193,9 +204,26 @@ class Log:
         self._seen = seq
         return record
 
+    def _newest_remote(self) -> Record:
+        """From the one that was seen last, else from the hint, upwards; from the hint too where there is more."""
+        record, hinted = self._newest, self._newest is None
+        if record is None:
+            record = self.read(self._hinted() or self.newest_listed())
+        while True:
+            try:
+                record = self.read(record.seq + 1)
+            except NotFound:
+                break
+            if not hinted:
+                hinted, number = True, self._hinted()
+                record = self.read(number) if number > record.seq else record
+        if self._newest is None or record.seq >= self._newest.seq:
+            self._newest, self._seen = record, record.seq
+        return record
+
     def read(self, seq: int) -> Record:
         """One record; `NotFound` below the first or above the last."""
-        return decode_record(self._backend.read(name_of(seq)), seq)
+        return read_verified(self._backend, name_of(seq), lambda data: decode_record(data, seq))
 
     def records(self) -> Iterator[Record]:
         """Every record, newest first."""
@@ -221,15 +249,15 @@ class Log:
                 return self.settle(record)
             except OSError as error:
                 raise CommitUnknown(
-                    f"log record {record.seq} exists, and whose it is could not be told: {error}; commit again to "
-                    "settle it"
+                    f"log record {record.seq} exists, and whose it is cannot be told: {error}; try again to settle it"
                 ) from error
         except Unsettled as error:
             raise CommitUnknown(
-                f"log record {record.seq} was written, but {self._backend.url} could not make it durable: {error}; "
-                "commit again to settle it"
+                f"log record {record.seq} may have been published, or may be yet: {error}; try again to settle it"
             ) from error
         self._seen = max(self._seen, record.seq)
+        if self._newest is not None and self._newest.seq < record.seq:
+            self._newest = record
         self._durable = max(self._durable, record.seq)
         self._write_hint(record.seq, data)
         return True

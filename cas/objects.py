@@ -19,8 +19,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
+import numpy as np
 
 from .block import ID_SIZE, Kind, ObjectId, object_id
 from .errors import Corrupt
@@ -50,6 +52,8 @@ LIST_IDS = 1 << 16
 MAX_SHARDS = 1 << 16
 MAX_TIME = 253_402_300_800_000_000
 """The end of the year 9999, in microseconds of Unix time."""
+
+_MAX_CONTAINERS = 1 << 22
 
 Put = Callable[[Kind, bytes], ObjectId]
 """Takes an object's bytes to be stored and returns its id."""
@@ -103,6 +107,15 @@ class Commit:
     files: Node
     origin: Origin | None
     sizes: Sizes
+
+
+class Reads(Protocol):
+    """Gives structured objects by id, verified and decoded. `NotFound` or `Corrupt` where one is not to be had."""
+
+    def commit(self, name: ObjectId) -> Commit: ...
+    def tree(self, name: ObjectId) -> Node: ...
+    def layout(self, name: ObjectId) -> Layout: ...
+    def block_list(self, name: ObjectId) -> list[ObjectId]: ...
 
 
 # -- containers ---------------------------------------------------------------------------------------------------
@@ -291,11 +304,18 @@ def _is_plain(node: Node) -> bool:
     return all(map(_is_plain, node[1])) if node[0] in LISTED_TAGS else node[0] in (Tag.BIGINT, Tag.SCALAR)
 
 
+def _containers_at_most(data: bytes) -> int:
+    """No fewer than the short arrays and maps of MessagePack: decoded, an empty one takes a hundred times its byte."""
+    return int(np.count_nonzero((np.frombuffer(data, np.uint8) & 0xE0) == 0x80))
+
+
 def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value <= MAX_BYTES
 
 
 def _versioned(data: bytes, length: int, what: str) -> list[Node]:
+    if len(data) > _MAX_CONTAINERS and _containers_at_most(data) > _MAX_CONTAINERS:
+        raise Corrupt(f"{what} holds over {_MAX_CONTAINERS} containers; it was not written by this format")
     fields = unpack(data, what)
     if type(fields) is not list or not fields or type(fields[0]) is not int:
         raise Corrupt(f"{what} is not in this format")

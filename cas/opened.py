@@ -3,46 +3,70 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from . import closure, frameworks, identity, objects
+from blake3 import blake3
+
+from . import closure, frameworks, identity, objects, where
+from .absence import NOTHING, advice, is_pruned, remote_names
 from .backend import Backend
 from .background import Pending
 from .block import ObjectId, short
 from .branches import UNSET, Branches
 from .catalog import Catalog, CondemnedToo
+from .chains import chains_of
 from .crew import default_threads
-from .errors import Invalid, NotFound
+from .errors import CasError, Invalid, NotFound
 from .joint import Memory
-from .log import Log, Record
+from .log import Log, Record, is_for_one_writer
 from .needs import Needs
+from .objects import Reads
+from .present import Present
+from .reach import needs_of_state, reachable_below
 from .reader import BlockReader, Objects
 from .revisions import Revisions
 from .roots import Roots
 from .stage import Stage
 from .survey import Surveyor
 from .team import Team
+from .urls import backend_of
 from .writer import WriterSettings
+
+_log = logging.getLogger("cas")
 
 
 class Opened:
     """The part of `Store` that knows no operation. A context manager."""
 
-    def __init__(self, backend: Backend, index: Path) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        cache: Path | None = None,
+        index: Path | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`index` is the folder of the index, as on a machine of its own; by default it is where `_index_of` says.
+        `options` are those that `backend` was made with."""
         self._backend = backend
-        self.path = Path(backend.url)
+        self._cache = cache
+        self._options = options
+        self.url = backend.url
         self.identity = identity.read(backend)
+        index = index or _index_of(backend, self.identity, cache)
         threads = default_threads()
-        self._settings = WriterSettings(self.identity.block_size, threads)
+        self._catalog = Catalog(backend, index)
+        self._settings = WriterSettings.of(self.identity.block_size, threads, backend, self._catalog)
         self._aside = replace(self._settings, threads=max(1, threads // 2))
         """For what runs beside training, which wants the processors too."""
-        self._catalog = Catalog(backend, index)
         self._needs = index / "needs"
         self._log = Log(backend)
         self._roots = Roots(backend, self._log, self._catalog)
@@ -54,11 +78,40 @@ class Opened:
         self._pending: Pending | None = None
         self._memory = Memory()
         self._closed = False
-        self._roots.current()
+        backend.has_honest_create = not is_for_one_writer(self._roots.current())
         _open_stores.add(self)
 
+    @classmethod
+    def at(
+        cls, place: str | os.PathLike[str], options: Mapping[str, Any] | None = None, cache: Path | None = None
+    ) -> Self:
+        """The store at a path or URL; `NotFound` where there is none. See `cas.open`."""
+        backend = backend_of(os.fsdecode(place), options)
+        try:
+            return cls(backend, cache, options=options)
+        except BaseException:
+            backend.close()
+            raise
+
+    @property
+    def path(self) -> Path:
+        """The directory of a local store; one that is elsewhere has a `url` alone."""
+        if self._backend.is_remote:
+            raise Invalid(f"store {self.url} is no local directory; use its url")
+        return Path(self.url)
+
+    @property
+    def opener(self) -> Callable[[], Self]:
+        """What opens this store again, in another process too: it can be pickled, and holds the storage options."""
+        return partial(type(self).at, self.url, self._options, self._cache)
+
+    @property
+    def one_writer(self) -> bool:
+        """Whether it is safe for one writer at a time only: its medium cannot tell which of two came first."""
+        return not self._backend.has_honest_create
+
     def __repr__(self) -> str:
-        return f"<cas.Store {self.path}>"
+        return f"<cas.Store {self.url}>"
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +139,7 @@ class Opened:
 
     def _ready(self) -> None:
         if self._closed:
-            raise Invalid(f"store {self.path} was closed; open it again with cas.open")
+            raise Invalid(f"store {self.url} was closed; open it again with cas.open")
         self._check_in_place()
 
     def _team(self, group: Any) -> Team | None:
@@ -106,7 +159,7 @@ class Opened:
     def _check_in_place(self) -> None:
         """A store made anew at the same path has none of the packs that a commit through this object leans on."""
         if identity.read(self._backend) != self.identity:
-            raise NotFound(f"store {self.path} was replaced by another since it was opened; open it again")
+            raise NotFound(f"store {self.url} was replaced by another since it was opened; open it again")
 
     def _renew_after_fork(self) -> None:
         """Other threads, and a commit in flight, are the parent's; so are the locks that they held."""
@@ -118,29 +171,65 @@ class Opened:
         self._objects.renew_lock()
 
     def _revisions(self) -> Revisions:
-        return Revisions(self._log, self._catalog, self._objects.commit)
+        return Revisions(self._log, self._catalog, self._objects.commit, self._roots.absent)
 
     def _surveyor(self) -> Surveyor:
         objects = Objects(self._backend, CondemnedToo(self._backend, self._catalog), cached=0)  # each is read once
         needs = Needs(objects, self._needs)
         return Surveyor(self._backend, self._catalog, self._log, self._roots, needs)
 
-    def _with_state(self, rev: str | None) -> ObjectId:
-        """The commit that a revision names, whose state is there."""
+    def _with_state(self, rev: str | None) -> tuple[ObjectId, Record]:
+        """The commit that a revision names, whose state is there, in part at least, and the root that says so."""
         self._ready()
         root = self._roots.current()
         name = self._revisions().resolve(rev, root)
         self._held(name, root)
-        return name
+        return name, root
 
     def _held(self, name: ObjectId, root: Record) -> objects.Commit:
-        """A commit whose state is there."""
-        if name in self._roots.absent(root):
-            raise NotFound(f"the state of commit {short(name)} was pruned; `cas log --root` says when")
-        return self._objects.commit(name)
+        """A commit whose state is there, in part at least."""
+        commit = self._objects.commit(name)
+        if is_pruned(name, commit, self._roots.absent(root)):
+            from_others = f", and {advice(root)}" if remote_names(root) else ""
+            what = f"the state of commit {short(name)} was pruned or never fetched"
+            raise NotFound(f"{what}; `cas log --root` says when{from_others}")
+        return commit
+
+    def _present(self, name: ObjectId, root: Record) -> Objects:
+        """The objects as they are seen from a commit: what that lacks on purpose is an error."""
+        left_out = self._roots.absent(root).get(name, NOTHING)
+        return Present(self._objects, name, left_out, advice(root)) if left_out else self._objects
+
+    def note_where(self, name: ObjectId, objects: Reads | None = None) -> None:
+        """Leave a hint of where a published commit lies, for others that have no index of this remote store yet.
+
+        Its trees are read from `objects` where these are nearer.
+        """
+        if not self._backend.is_remote:
+            return
+        objects = objects or self._objects
+        try:
+            left_out = self._roots.absent(self._roots.current()).get(name, NOTHING)
+            needed = reachable_below(needs_of_state(objects.commit(name)), objects, left_out)
+            chains = chains_of([name, *(found for _, found in needed)], self._catalog.locate)
+            where.write(self._backend, name, {place.pack for chain in chains.values() for place in chain})
+        except (CasError, OSError) as error:
+            _log.info("where commit %s lies was not noted: %s", short(name), error)
 
     def _check_whole(self, name: ObjectId, root: Record) -> None:
         closure.check(name, root, self._roots.absent(root), self._objects, self._catalog)
+
+
+def _index_of(backend: Backend, store: identity.Identity, cache: Path | None) -> Path:
+    """Where the index of a store stands: within a local one, else in the cache.
+
+    A copy that was made file by file has the same id, and other packs from then on; so may a bucket of the same name
+    of another service.
+    """
+    if not backend.is_remote:
+        return Path(backend.url) / "index"
+    place = blake3(backend.place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return (cache or Path.home() / ".cache" / "cas") / f"{store.id}-{place}"
 
 
 _open_stores: weakref.WeakSet[Opened] = weakref.WeakSet()

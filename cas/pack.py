@@ -21,8 +21,8 @@ from blake3 import blake3
 
 from . import envelope
 from .backend import Backend, Buffer, NewFile
-from .block import ID_SIZE, Codec, Kind, ObjectId, max_size
-from .errors import Corrupt
+from .block import ID_SIZE, MAX_CHAIN, NO_BASE, Codec, Coding, Kind, ObjectId, max_size, short
+from .errors import Corrupt, Invalid
 
 PackId = NewType("PackId", bytes)
 """16 random bytes, never reused."""
@@ -34,8 +34,8 @@ ROW = struct.Struct("<32sBBBBQII32s")
 _FOOTER = struct.Struct("<QI4s32s")
 _END = b"cend"
 _FOOTER_SIZE = envelope.SIZE + _FOOTER.size
-_TAIL = 64 << 10
-_NO_BASE = bytes(ID_SIZE)
+_TAIL = 32 << 10
+"""Bytes of the first read of a table: of all reads over a network the one that most often brings what nobody needs."""
 _DTYPE = np.dtype(
     [
         ("id", "V32"),
@@ -51,13 +51,13 @@ _DTYPE = np.dtype(
 )
 _CODECS = max(Codec) + 1
 _KINDS = max(Kind) + 1
-_WIDTHS = (2, 4, 8)
+WIDTHS = {Codec.RAW: (0,), Codec.ZSTD: (0,), Codec.PLANES: (2, 4, 8), Codec.DELTA: (1, 2, 4, 8)}
 
 
 class Row(NamedTuple):
     """How one object lies in a pack: `stored` bytes at `offset`, `raw` bytes once decoded.
 
-    `width` is the element width in bytes for codecs that know elements, else 0; `chain` counts the bases below.
+    For `codec`, `width`, `chain` and `base` see `Coding`.
     """
 
     id: ObjectId
@@ -69,6 +69,10 @@ class Row(NamedTuple):
     stored: int
     raw: int
     base: bytes
+
+    @property
+    def coding(self) -> Coding:
+        return Coding(Codec(self.codec), self.width, self.chain, self.base)
 
 
 class Location(NamedTuple):
@@ -110,12 +114,14 @@ def id_of(name: str) -> PackId | None:
 
 
 class PackWriter:
-    """Writes one pack. Not thread-safe. Nothing exists for readers until `publish` has returned."""
+    """Writes one pack, full at `target_size` bytes. Not thread-safe. Nothing exists for readers until `publish` has
+    returned."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, target_size: int = TARGET_SIZE) -> None:
+        self._target_size = target_size
         self.id = new_pack_id()
         self.rows: list[Row] = []
-        self._file: NewFile = backend.new_file(name_of(self.id), TARGET_SIZE)
+        self._file: NewFile = backend.new_file(name_of(self.id), target_size)
         self._file.write(envelope.header(envelope.FileKind.PACK))
 
     @property
@@ -124,14 +130,17 @@ class PackWriter:
 
     @property
     def is_full(self) -> bool:
-        return self._file.size >= TARGET_SIZE or len(self.rows) >= MAXROWS
+        return self._file.size >= self._target_size or len(self.rows) >= MAXROWS
 
     @property
     def congested(self) -> bool:
         return self._file.congested
 
-    def append(self, name: ObjectId, kind: Kind, codec: Codec, width: int, raw: int, stored: Buffer) -> None:
-        row = Row(name, kind, codec, width, 0, self._file.size, len(stored), raw, _NO_BASE)
+    def append(self, name: ObjectId, kind: Kind, coding: Coding, raw: int, stored: Buffer) -> None:
+        codec, width, chain, base = coding
+        if base == name:
+            raise Invalid(f"block {short(name)} would be a change of itself, and its pack unreadable; report this")
+        row = Row(name, kind, codec, width, chain, self._file.size, len(stored), raw, base)
         self._file.write(stored)
         self.rows.append(row)
 
@@ -181,12 +190,25 @@ def _check_rows(rows: np.ndarray[Any, np.dtype[np.void]], end: int, name: str) -
         and bool(np.all(rows["offset"] == ends - stored))
         and bool(np.all(rows["kind"] < _KINDS))
         and bool(np.all(rows["codec"] < _CODECS))
-        and bool(np.all(np.where(rows["codec"] == Codec.PLANES, np.isin(rows["width"], _WIDTHS), rows["width"] == 0)))
-        and not rows["chain"].any()
-        and not rows["base"].tobytes().strip(b"\0")
+        and all(bool(np.isin(rows["width"][rows["codec"] == codec], WIDTHS[codec]).all()) for codec in Codec)
+        and _have_honest_bases(rows)
         and bool(np.all(rows["raw"] <= limits[rows["kind"]]))
         and bool(np.all((rows["codec"] != Codec.RAW) | (rows["raw"] == rows["stored"])))
         and bool(np.all(rows["stored"] <= rows["raw"]))
     )
     if not honest:
         raise Corrupt(f"the table of pack {name} describes impossible rows; do not trust where it came from")
+
+
+def _have_honest_bases(rows: np.ndarray[Any, np.dtype[np.void]]) -> bool:
+    """Deltas are blocks with a base other than themselves, and nothing else has one."""
+    deltas = rows["codec"] == Codec.DELTA
+    of_deltas = rows[deltas]
+    return (
+        not rows["chain"][~deltas].any()
+        and not rows["base"][~deltas].tobytes().strip(b"\0")
+        and bool(np.all((of_deltas["chain"] > 0) & (of_deltas["chain"] <= MAX_CHAIN)))
+        and bool(np.all(of_deltas["kind"] == Kind.BLOCK))
+        and not np.any(of_deltas["base"] == np.void(NO_BASE))
+        and not np.any(of_deltas["base"] == of_deltas["id"])
+    )

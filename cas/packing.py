@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from .backend import Backend, Buffer
-from .block import Codec, Kind, ObjectId
+from .block import PLAIN, Coding, Kind, ObjectId
 from .catalog import Catalog
-from .pack import PackWriter
+from .pack import TARGET_SIZE, PackId, PackWriter
 from .tensors import Array
 
 
@@ -32,8 +32,7 @@ class Stored(NamedTuple):
 
     name: ObjectId
     kind: Kind
-    codec: Codec
-    width: int
+    coding: Coding
     raw: int
     data: bytes
 
@@ -41,10 +40,12 @@ class Stored(NamedTuple):
 class Packs:
     """The pack being filled, and the full ones on their way to the disk. Safe to use from many threads.
 
-    The first `hold` bytes stay in memory: where no more come, `release` gives them to be stored elsewhere.
+    A pack is full at `target_size` bytes. The first `hold` bytes stay in memory: where no more come, `release` gives
+    them to be stored elsewhere.
     """
 
-    def __init__(self, backend: Backend, catalog: Catalog, hold: int = 0) -> None:
+    def __init__(self, backend: Backend, catalog: Catalog, hold: int = 0, target_size: int = TARGET_SIZE) -> None:
+        self._target_size = target_size
         self._hold = hold
         self._held: list[Stored] = []
         self._backend = backend
@@ -54,25 +55,30 @@ class Packs:
         self._closing: list[threading.Thread] = []
         self._failure: BaseException | None = None
         self.counters = Counters()
+        self.published: list[PackId] = []
+        """Packs that are durable."""
+        self.appended = 0
+        """Objects that were taken."""
 
     @property
     def congested(self) -> bool:
         pack = self._open
         return pack is not None and pack.congested
 
-    def append(self, name: ObjectId, kind: Kind, codec: Codec, width: int, raw: int, stored: Array | Buffer) -> None:
+    def append(self, name: ObjectId, kind: Kind, coding: Coding, raw: int, stored: Array | Buffer) -> None:
         with self._lock:
             if self._failure is not None:
                 raise self._failure
             if self._hold:
                 self._hold = max(0, self._hold - len(stored))
-                self._held.append(Stored(name, kind, codec, width, raw, bytes(memoryview(stored))))
+                self._held.append(Stored(name, kind, coding, raw, bytes(memoryview(stored))))
                 if not self._hold:
                     self._write_held()
                 return
             if self._open is None:
-                self._open = PackWriter(self._backend)
-            self._open.append(name, kind, codec, width, raw, memoryview(stored))
+                self._open = PackWriter(self._backend, self._target_size)
+            self._open.append(name, kind, coding, raw, memoryview(stored))
+            self.appended += 1
             self.counters.new_blocks += kind is Kind.BLOCK
             self.counters.new_raw += raw
             self.counters.new_stored += len(stored)
@@ -84,7 +90,7 @@ class Packs:
         """Append blocks side by side, so that the tensor they come from is read back in one go."""
         with self._lock:
             for name, data in blocks:
-                self.append(name, Kind.BLOCK, Codec.RAW, 0, len(data), data)
+                self.append(name, Kind.BLOCK, PLAIN, len(data), data)
 
     def release(self) -> list[Stored]:
         """Everything that was taken, if all of it is still held in memory; it is then not this object's any more."""
@@ -103,7 +109,7 @@ class Packs:
 
     def _publish(self, pack: PackWriter) -> None:
         try:
-            self._catalog.add(pack.publish())
+            self._finish(pack)
         except BaseException as error:  # raised by the next append or by settle
             self._failure = error
 
@@ -121,7 +127,11 @@ class Packs:
         self.settle()
         if self._open is not None:
             pack, self._open = self._open, None
-            self._catalog.add(pack.publish())
+            self._finish(pack)
+
+    def _finish(self, pack: PackWriter) -> None:
+        self._catalog.add(pack.publish())
+        self.published.append(pack.id)
 
     def abandon(self) -> None:
         for thread in self._closing:

@@ -10,10 +10,9 @@ import numpy as np
 from .dtypes import DTYPES
 from .elements import numbers
 from .errors import Invalid
-from .extent import extent_of
 from .grid import Box
 from .leaves import Leaves, TensorLeaf
-from .loader import Owner
+from .loader import Owner, extent_for
 from .nodes import KEYED_TAGS, Node, TensorEntry, long_of
 from .objects import entries_of
 from .paths import Path, format_path
@@ -82,10 +81,11 @@ def _ranges(size: int, edge: int) -> list[tuple[int, int, int]]:
 
 def _read(leaves: Leaves, tensor: TensorLeaf, box: Box) -> Array:
     dtype = DTYPES[tensor.dtype]
-    extent = extent_of(tensor.entry.content, tensor.shape, dtype.itemsize, leaves.objects)
+    owner = Owner(tensor.path, leaves.commit)
+    extent = extent_for(owner, tensor.entry.content, tensor.shape, dtype.itemsize, leaves.objects)
     raw = np.empty(box.size * dtype.itemsize, np.uint8)
     if len(raw):
-        leaves.blocks.fill(extent.uses(box, memoryview(raw), Owner(tensor.path, leaves.commit)))
+        leaves.blocks.fill(extent.uses(box, memoryview(raw), owner))
     return _decoded(tensor.dtype, raw).reshape(box.shape)
 
 

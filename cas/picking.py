@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .block import ID_SIZE, Kind
+from .block import ID_SIZE, MAX_CHAIN, Kind
 from .pack import Table
 
 Names = np.ndarray[Any, np.dtype[np.bytes_]]
@@ -21,7 +21,6 @@ Names = np.ndarray[Any, np.dtype[np.bytes_]]
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 """Positions of rows."""
 NAME = np.dtype(f"S{ID_SIZE}")
-MAX_CHAIN = 8
 
 
 def distinct(names: Names) -> Names:
@@ -44,6 +43,7 @@ class Rows:
 
     id: Names
     kind: np.ndarray[Any, np.dtype[np.uint8]]
+    codec: np.ndarray[Any, np.dtype[np.uint8]]
     chain: np.ndarray[Any, np.dtype[np.uint8]]
     base: Names
     stored: np.ndarray[Any, np.dtype[np.uint32]]
@@ -57,11 +57,23 @@ class Rows:
             rows = table.rows
             names = np.ascontiguousarray(rows["id"]).view(NAME)
             base = np.ascontiguousarray(rows["base"]).view(NAME) if rows["chain"].any() else np.zeros(len(rows), NAME)
-            columns = (rows["kind"].copy(), rows["chain"].copy(), base, rows["stored"].astype(np.uint32))
+            columns = (
+                rows["kind"].copy(),
+                rows["codec"].copy(),
+                rows["chain"].copy(),
+                base,
+                rows["stored"].astype(np.uint32),
+            )
             parts.append(cls(names, *columns, np.full(len(rows), number)))
         if not parts:
-            return cls(*(np.empty(0, dtype) for dtype in (NAME, np.uint8, np.uint8, NAME, np.uint32, np.int64)))
+            return cls(
+                *(np.empty(0, dtype) for dtype in (NAME, np.uint8, np.uint8, np.uint8, NAME, np.uint32, np.int64))
+            )
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
+
+    def only(self, good: np.ndarray[Any, np.dtype[np.bool_]]) -> Rows:
+        """Those of the rows that are `good`."""
+        return Rows(*(getattr(self, name)[good] for name in self.__slots__))
 
     def __len__(self) -> int:
         return len(self.id)

@@ -139,7 +139,7 @@ class Planes(Coder):
         if plan.hopeless or not len(raw):
             return None
         elements = np.frombuffer(raw, _UNSIGNED[plan.width])
-        sizes = _sizes(plan.starts, plan.width)
+        sizes = sizes_of(plan.starts, plan.width)
         lengths = [size * len(elements) for size in sizes]
         head = 2 + 4 * len(sizes)
         out = self._buffer(head + len(raw))
@@ -222,7 +222,7 @@ class Planes(Coder):
 
     def _read(self, stored: memoryview, width: int, n: int) -> tuple[list[_Plane], bool]:
         """Check and take apart a stored form: its planes, decompressed, and whether it is rotated."""
-        starts = _starts(stored[0], width)
+        starts = starts_of(stored[0], width)
         head = 2 + 4 * len(starts)
         if len(stored) < head:
             raise Corrupt("a block ends in its table of planes; fetch it again")
@@ -232,7 +232,7 @@ class Planes(Coder):
         if head + sum(lengths) != len(stored):
             raise Corrupt("a block's planes do not fill it; fetch it again")
         planes = []
-        for start, size, length in zip(starts, _sizes(starts, width), lengths, strict=True):
+        for start, size, length in zip(starts, sizes_of(starts, width), lengths, strict=True):
             data: Buffer = stored[head : head + length]
             if not 0 < length <= size * n:
                 raise Corrupt("a plane is stored in more bytes than it has; fetch the block again")
@@ -274,16 +274,17 @@ class Planes(Coder):
         return np.bitwise_or(top, carry, out=top)
 
 
-def _sizes(starts: tuple[int, ...], width: int) -> list[int]:
+def sizes_of(starts: tuple[int, ...], width: int) -> list[int]:
+    """The size of each plane: it ends where the next begins."""
     return [end - start for start, end in zip(starts, (*starts[1:], width), strict=True)]
 
 
-def _starts(mask: int, width: int) -> tuple[int, ...]:
-    """Where planes begin, from the first byte of a stored form."""
+def starts_of(mask: int, width: int) -> tuple[int, ...]:
+    """Where planes begin, from the first byte of a stored form; `Corrupt` if they do not divide an element."""
     starts = tuple(i for i in range(8) if mask >> i & 1)
     if starts[:1] != (0,):
         raise Corrupt("a block has no plane at byte 0; fetch it again")
-    sizes = _sizes(starts, width)
+    sizes = sizes_of(starts, width)
     if any(size not in _UNSIGNED or start % size for start, size in zip(starts, sizes, strict=True)):
         raise Corrupt(f"a block's planes do not divide elements of {width} bytes; fetch it again")
     return starts

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import lists
+from .absence import NOTHING, is_pruned
 from .backend import Backend
 from .block import ObjectId
 from .catalog import Catalog
@@ -106,7 +107,8 @@ class Pruner:
             check_name(branch, "branch")
             raise NotFound(f"there is no branch {branch} to prune; `cas branch` lists them")
         absent = self.roots.absent(root)
-        history = {name: commit for name, commit in self.revisions.history(tip) if name not in absent}
+        found = self.revisions.history(tip, root)
+        history = {name: commit for name, commit in found if not is_pruned(name, commit, absent)}
         _check_metrics(branch, policy, history.values())
         tags: dict[ObjectId, list[str]] = {}
         for (kind, name), commit in root.refs.items():
@@ -126,7 +128,8 @@ class Pruner:
     def _freed(self, surveyor: Surveyor, root: Record, choice: _Choice, since: float) -> int:
         now = self.roots.absent(root)
         before = surveyor.reached(root, now, since)
-        after = surveyor.reached(root, {**now, **choice.pairs}, since)
+        dropped = {name: now.get(name, NOTHING) | names for name, names in choice.pairs.items()}
+        after = surveyor.reached(root, {**now, **dropped}, since)
         kept = after.live()
         gone = (np.setdiff1d(names, kept[kind], assume_unique=True) for kind, names in before.live().items())
         return sum(stored_bytes(map(ObjectId, names.view("V32").tolist()), self.catalog)[1] for names in gone)

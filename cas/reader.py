@@ -10,13 +10,15 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from .ahead import HOLE, Ahead
 from .backend import Backend
+from .bases import Bases, Lookup, MissingBase
 from .block import MAX_BLOCK_SIZE, Codec, Kind, ObjectId, block_id, object_id, short
 from .catalog import Catalog
 from .codecs import Encoder
@@ -34,14 +36,6 @@ ALONE_BYTES = 4 << 20
 _CACHED_OBJECTS = 1 << 16
 _CACHED_BYTES = 16 << 20  # encoded; decoded it is some five times as much
 T = TypeVar("T")
-
-
-class Lookup(Protocol):
-    """Finds the rows of objects."""
-
-    def locate(self, ids: Iterable[ObjectId]) -> dict[ObjectId, list[Location]]: ...
-    def refresh(self) -> None: ...
-    def why_missing(self) -> str: ...
 
 
 class Objects:
@@ -73,6 +67,9 @@ class Objects:
     def commit(self, name: ObjectId) -> Commit:
         return self._decoded(Kind.COMMIT, name, decode_commit)
 
+    def check(self, names: Iterable[ObjectId]) -> None:
+        """Raise where a commit lacks one of these blocks on purpose: never here, but see `present`."""
+
     def _decoded(self, kind: Kind, name: ObjectId, decode: Callable[[bytes], T]) -> T:
         """The object, shared by all who ask: nobody changes it. `NotFound` or `Corrupt` if no row gives it."""
         with self._lock:
@@ -94,7 +91,11 @@ class Objects:
             return self._find(kind, name)
         except NotFound:  # a collection may have moved it and deleted the pack that it lay in
             self._catalog.refresh()
-            return self._find(kind, name)
+        except Corrupt:  # perhaps on its way; or there is another copy, in a pack that was not listed yet
+            if not self._backend.is_remote:
+                raise
+            self._catalog.refresh()
+        return self._find(kind, name)
 
     def _find(self, kind: Kind, name: ObjectId) -> bytes:
         what = f"{kind.name.lower()} {short(name)}"
@@ -114,14 +115,20 @@ class Objects:
 
     def verify(self, place: Location) -> None:
         """Read one stored copy of an object; `Corrupt` if it does not match its name."""
-        self._fetch_from(place, Kind(place.row.kind))
+        try:
+            self._fetch_from(place, Kind(place.row.kind))
+        except Corrupt:  # perhaps on its way
+            if not self._backend.is_remote:
+                raise
+            self._fetch_from(place, Kind(place.row.kind))
 
     def _fetch_from(self, place: Location, kind: Kind) -> bytes:
         row = place.row
         raw = bytearray(row.raw)
         stored = self._backend.read(name_of(place.pack), row.offset, row.stored)
-        self._encoder.decode(row.codec, row.width, stored, memoryview(raw))
+        self._encoder.decode(row.coding, stored, memoryview(raw))
         if object_id(kind, raw) != row.id:
+            self._backend.forget(name_of(place.pack))
             raise Corrupt(f"its bytes in pack {name_of(place.pack)} do not match its name; `cas fsck` lists the damage")
         return bytes(raw)
 
@@ -159,21 +166,46 @@ class _Job:
     refreshed: bool = False
 
 
-@dataclass(slots=True)
 class _Bench:
-    encoder: Encoder = field(default_factory=Encoder)
-    stored: Array = field(default_factory=lambda: np.empty(MAX_BLOCK_SIZE, np.uint8))
-    raw: Array = field(default_factory=lambda: np.empty(MAX_BLOCK_SIZE, np.uint8))
+    """What one thread reuses from task to task."""
+
+    def __init__(self, backend: Backend, catalog: Lookup) -> None:
+        self.encoder = Encoder()
+        self.ahead = Ahead(backend, catalog)
+        self.bases = Bases(backend, catalog, self.encoder, self.ahead.get)
+        self.stored: Array = np.empty(MAX_BLOCK_SIZE, np.uint8)
+        self.raw: Array = np.empty(MAX_BLOCK_SIZE, np.uint8)
+        self.hole: Array = np.empty(HOLE if backend.is_remote else 0, np.uint8)
 
 
-def _grouped(batches: Iterable[list[_Job]]) -> Iterator[list[list[_Job]]]:
-    """Batches in groups worth a hand-over between threads."""
+def _hole(one: Location, other: Location) -> int:
+    """Bytes between two rows; less than 0 where the other does not come later in the same pack."""
+    return other.row.offset - one.row.offset - one.row.stored if one.pack == other.pack else -1
+
+
+def _with_holes(batch: list[_Job], buffers: list[memoryview], hole: Array) -> Iterator[memoryview]:
+    """The buffers, and before each of them room for what lies between it and the one before."""
+    before = None
+    for job, buffer in zip(batch, buffers, strict=True):
+        if before is not None:
+            yield memoryview(hole)[: _hole(before, job.place)]
+        yield buffer
+        before = job.place
+
+
+def _effort(jobs: Iterable[_Job]) -> int:
+    """Bytes that are read and, for deltas, made of others."""
+    return sum(row.raw if row.chain else row.stored for row in (job.place.row for job in jobs))
+
+
+def _grouped(batches: Iterable[list[_Job]], least: int) -> Iterator[list[list[_Job]]]:
+    """Batches in groups worth a hand-over between threads: of `least` bytes."""
     group: list[list[_Job]] = []
     size = 0
     for batch in batches:
         group.append(batch)
-        size += sum(job.place.row.stored for job in batch)
-        if size >= READ_BYTES:
+        size += _effort(batch)
+        if size >= least:
             yield group
             group, size = [], 0
     if group:
@@ -186,36 +218,59 @@ class BlockReader:
     def __init__(self, backend: Backend, catalog: Catalog, threads: int) -> None:
         self._backend = backend
         self._catalog = catalog
-        self._threads = threads
-        self._benches = Shelf(_Bench)
+        self._threads = max(threads, backend.parallel)
+        self._benches = Shelf(partial(_Bench, backend, catalog))
+        remote = backend.is_remote
+        self._joined, self._hole = (MAX_BLOCK_SIZE, HOLE) if remote else (READ_BYTES, 0)
+        """Bytes that are read at once, and that are rather read than left out."""
+        self._alone, self._task = (0, 0) if remote else (ALONE_BYTES, READ_BYTES)
+        """Bytes that one thread reads alone, and that are worth a task."""
+
+    @property
+    def is_remote(self) -> bool:
+        return self._backend.is_remote
 
     def fill(self, uses: Iterable[BlockUse]) -> None:
         """Read and verify every use. On an error the buffers' contents are undefined."""
         jobs = self._jobs(list(uses))
         batches = list(self._batches(jobs))
-        if sum(job.place.row.stored for job in jobs) <= ALONE_BYTES:
+        if len(batches) == 1 or _effort(jobs) <= self._alone:
             self._read_in_crew(batches)
             return
-        with Crew(self._threads) as crew:
-            for task in _grouped(batches):
+        with Crew(min(self._threads, len(batches))) as crew:
+            for task in _grouped(batches, self._task):
                 crew.submit(partial(self._read_in_crew, task))
 
     def check(self, places: Iterable[Location], report: Callable[[Location, CasError], None]) -> None:
-        """Read and verify blocks where these rows say they are; failures are reported, not raised."""
+        """Read and verify blocks where these rows say they are; failures are reported, not raised, but for an `OSError`
+        of a network or server, of which nothing follows for the row."""
 
         def work(batch: list[Location]) -> None:
             with self._benches.borrow() as bench:
                 for place in batch:
                     try:
-                        out = memoryview(bench.raw)[: place.row.raw]
-                        self._read_one(_Job(BlockUse(place.row.id, place.row.raw, out, None), place), bench)
+                        self._check_one(place, bench)
                     except CasError as error:
+                        if self.is_remote and isinstance(error.__cause__, OSError):
+                            raise error.__cause__ from None
                         report(place, error)
 
         ordered = sorted(places, key=lambda place: (place.pack, place.row.offset))
         with Crew(self._threads) as crew:
             for at in range(0, len(ordered), 64):
                 crew.submit(partial(work, ordered[at : at + 64]))
+
+    def _check_one(self, place: Location, bench: _Bench) -> None:
+        use = BlockUse(place.row.id, place.row.raw, memoryview(bench.raw)[: place.row.raw], None)
+        here_only = _Job(use, place, refreshed=True)
+        try:
+            self._read_one(here_only, bench)
+        except NotFound:  # a collection may have moved it
+            self._read_one(_Job(use, place), bench)
+        except Corrupt:  # perhaps on its way
+            if not self.is_remote:
+                raise
+            self._read_one(here_only, bench)
 
     def _jobs(self, uses: list[BlockUse]) -> list[_Job]:
         """Uses with their rows, in the order in which they lie in packs."""
@@ -225,25 +280,34 @@ class BlockReader:
             rows = places.get(use.name)
             if not rows:
                 raise NotFound(f"block {short(use.name)} of {use.owner} is in no pack; {self._catalog.why_missing()}")
-            jobs.append(_Job(use, rows[0], rows[1:]))
+            first, *others = sorted(rows, key=lambda place: place.row.chain)
+            jobs.append(_Job(use, first, others))
         return sorted(jobs, key=lambda job: (job.place.pack, job.place.row.offset))
 
     def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
-        """Neighbours in one pack, up to `READ_BYTES` of stored bytes together or one block."""
+        """Neighbours in one pack, up to so many bytes together or one block; over a network with holes between them."""
         batch: list[_Job] = []
         size = 0
         for job in jobs:
-            row = job.place.row
-            joins = batch and batch[-1].place.pack == job.place.pack and size + row.stored <= READ_BYTES
-            if joins and batch[-1].place.row.offset + batch[-1].place.row.stored == row.offset:
+            hole = _hole(batch[-1].place, job.place) if batch else -1
+            weight = self._weight(job)
+            if 0 <= hole <= self._hole and size + hole + weight <= self._joined:
                 batch.append(job)
-                size += row.stored
+                size += hole + weight
                 continue
             if batch:
                 yield batch
-            batch, size = [job], row.stored
+            batch, size = [job], weight
         if batch:
             yield batch
+
+    def _weight(self, job: _Job) -> int:
+        """Bytes to read. Over a network bases, which are read in advance, count too, by and large; what goes straight
+        to where it belongs needs no buffer, and counts a quarter."""
+        row = job.place.row
+        if not self._backend.is_remote:
+            return row.stored
+        return row.raw if row.chain else row.stored // 4 if self._direct(job) else row.stored
 
     def _read_in_crew(self, task: list[list[_Job]]) -> None:
         with self._benches.borrow() as bench:
@@ -252,16 +316,12 @@ class BlockReader:
 
     def _read_batch(self, batch: list[_Job], bench: _Bench) -> None:
         """One read for all; then each block is decoded, verified and copied where it belongs."""
-        buffers, position = [], 0
-        for job in batch:
-            if self._direct(job):
-                buffers.append(job.use.out)
-            else:
-                buffers.append(memoryview(bench.stored)[position : position + job.place.row.stored])
-                position += job.place.row.stored
+        if self._backend.is_remote:
+            bench.ahead.read(job.place.row for job in batch)
+        buffers = self._buffers(batch, bench)
         first = batch[0].place
         try:
-            self._backend.readinto(name_of(first.pack), first.row.offset, buffers)
+            self._backend.readinto(name_of(first.pack), first.row.offset, list(_with_holes(batch, buffers, bench.hole)))
         except (CasError, OSError):
             for job in batch:  # one by one, so that the bad one is named and the good ones are read
                 self._read_one(job, bench)
@@ -269,8 +329,19 @@ class BlockReader:
         for job, buffer in zip(batch, buffers, strict=True):
             try:
                 self._deliver(job, buffer, bench)
-            except Corrupt as error:
+            except (Corrupt, MissingBase) as error:
                 self._try_others(job, bench, error)
+
+    def _buffers(self, batch: list[_Job], bench: _Bench) -> list[memoryview]:
+        """Where the stored bytes of each go."""
+        buffers, position = [], 0
+        for job in batch:
+            if self._direct(job):
+                buffers.append(job.use.out)
+            else:
+                buffers.append(memoryview(bench.stored)[position : position + job.place.row.stored])
+                position += job.place.row.stored
+        return buffers
 
     def _read_one(self, job: _Job, bench: _Bench) -> None:
         row = job.place.row
@@ -294,25 +365,31 @@ class BlockReader:
             raw = use.out
         else:
             raw = use.out if use.pieces is None else memoryview(bench.raw)[: use.size]
-            bench.encoder.decode(row.codec, row.width, stored, raw)
+            bench.encoder.decode(row.coding, stored, raw, bench.bases.of(row))
         if block_id(raw) != use.name:
+            self._backend.forget(name_of(job.place.pack))
             raise Corrupt(f"its bytes in pack {name_of(job.place.pack)} do not match its name")
         for piece in use.pieces or ():
             piece.copy(raw, use.out)
 
     def _try_others(self, job: _Job, bench: _Bench, error: Exception) -> None:
-        if not job.others and isinstance(error, NotFound) and not job.refreshed:
+        if not job.others and not job.refreshed and self._may_be_passing(error):
             self._read_anew(job, bench, error)
             return
         if not job.others:
             owner = str(job.use.owner)
             what = f"block {short(job.use.name)}" + (f" of {owner}" if owner else "")
-            kind = type(error) if isinstance(error, NotFound | Corrupt) else CasError
+            kind = Corrupt if isinstance(error, MissingBase) else type(error)
+            kind = kind if kind in (NotFound, Corrupt) else CasError
             raise kind(f"{what} cannot be read: {error}; `cas fsck --data` lists the damage") from error
         self._read_one(_Job(job.use, job.others[0], job.others[1:], job.refreshed), bench)
 
-    def _read_anew(self, job: _Job, bench: _Bench, error: NotFound) -> None:
-        """Look once more after its pack was gone: a collection may have moved the block into another."""
+    def _may_be_passing(self, error: Exception) -> bool:
+        """A collection may have moved the block into another pack, and a network may have damaged it on its way."""
+        return isinstance(error, NotFound) or (self._backend.is_remote and isinstance(error, Corrupt))
+
+    def _read_anew(self, job: _Job, bench: _Bench, error: Exception) -> None:
+        """Look once more."""
         self._catalog.refresh()
         rows = self._catalog.locate([job.use.name]).get(job.use.name, [])
         if rows:

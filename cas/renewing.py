@@ -6,13 +6,13 @@ the records since then lead to beyond it is marked, and looked for in packs that
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from itertools import islice
 
 from .block import Kind, ObjectId
+from .chains import chains_of
 from .log import Record
-from .marking import Marks
-from .pack import PackId
+from .pack import Location, PackId
 from .picking import is_in
 from .reach import Edge
 from .roots import Absent
@@ -27,21 +27,23 @@ def needed_since(surveyor: Surveyor, survey: Survey, root: Record, giving_up: Se
     absent = surveyor.roots.absent(root)
     if root.epoch != survey.root.epoch or not _grows(survey.marks.absent, absent):
         return None
-    spared: set[PackId] = set()
     edges = _reached_since(surveyor, survey, root, absent)
-    places = surveyor.catalog.locate(name for _, name in edges)
-    for kind, name in edges:
-        rows = [place for place in places.get(name, []) if place.row.kind == kind and place.row.chain == 0]
-        if not rows:
-            return None
-        if all(place.pack in giving_up for place in rows):
-            spared.add(rows[0].pack)
-    return spared
+
+    def staying(names: Iterable[ObjectId]) -> dict[ObjectId, list[Location]]:
+        found = surveyor.catalog.locate(names)
+        return {name: [place for place in rows if place.pack not in giving_up] for name, rows in found.items()}
+
+    names = {name for _, name in edges}
+    leaving = names - chains_of(names, staying).keys()
+    chains = chains_of(leaving, surveyor.catalog.locate)
+    if chains.keys() != leaving:
+        return None
+    return {place.pack for chain in chains.values() for place in chain if place.pack in giving_up}
 
 
 def _reached_since(surveyor: Surveyor, survey: Survey, root: Record, absent: Absent) -> list[Edge]:
     """What the survey had not reached. It counts as reached from now on."""
-    marks = Marks(surveyor.needs, absent, survey.marks.objects)
+    marks = survey.marks.renewed(absent)
     seen = len(marks.objects)
     records = [root, *(surveyor.log.read(seq) for seq in range(survey.root.seq + 1, root.seq))]
     marks.mark(commit for record in records for commit in record.refs.values())

@@ -5,11 +5,14 @@ in no good pack, each object is taken from any copy that verifies: another row, 
 another store. Then the bad packs are condemned through the fence of garbage collection, exactly on the root that was
 inspected, and the next collection deletes them. A pack in which an object may still be that was found nowhere stays,
 so that nothing is given up while there is hope. Killed anywhere, it leaves packs that the next one finds good.
+
+A delta that cannot be read for want of its base is not bad: the base is looked for first, and with it all deltas of it
+are good again. Only what then still is lost is looked for itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,23 +27,17 @@ from .reach import Edge
 from .reader import BlockReader
 from .roots import Roots
 from .rowcheck import RowCheck
-from .salvage import Copy, copies_in, rows_in_damaged, salvage
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Another store, from which objects are taken."""
-
-    backend: Backend
-    catalog: Catalog
+from .salvage import Source, recover
 
 
 @dataclass(slots=True)
 class Repaired:
-    """What a repair did: objects that have a good copy again, packs given up, and objects that were found nowhere."""
+    """What a repair did: objects that have a good copy again, packs given up, and of those objects that were `sought`
+    the ones that were found nowhere."""
 
     objects: set[Edge] = field(default_factory=set)
     packs: int = 0
+    sought: set[Edge] = field(default_factory=set)
     lost: set[Edge] = field(default_factory=set)
 
     def __str__(self) -> str:
@@ -67,32 +64,60 @@ class Repairer:
             found = self.inspect()
             if not found.has_undo:
                 return None
-            rows = RowCheck(self.state, found.tables, found.objects, self.blocks)
+            rows = RowCheck(self.state, found.tables, found.objects, self.blocks, found.hanging())
             rows.recheck()
-            rows.add(found.rows_of(found.failed))
+            rows.add(found.rows_of(found.failed.keys() | done.sought))
+            rows.add(found.below(rows.bad))
             if self._step(found, rows, done):
                 return done
 
     def _step(self, found: Inspection, rows: RowCheck, done: Repaired) -> bool:
         """One go; False if the store must be looked at again."""
-        wanted = set(lost_of(found.pick(rows.bad)))
-        saved = self._salvage(wanted, found.damaged)
+        bad = found.at_fault(rows.bad)
+        lost = set(lost_of(found.pick(bad)))
+        done.sought |= lost
+        lacks = found.lacks(lost, bad)
+        needed, roots = lacks.needed, lacks.roots
+        saved = self._salvage(roots, found.damaged) or self._salvage(needed - roots, found.damaged)
         done.objects |= saved
         if any(kind is not Kind.BLOCK for kind, _ in saved):
             return False  # what these name could not be seen so far
-        done.lost = wanted - saved
-        hopeful = {place.pack for place in found.rows_of(done.lost)} | (set(found.damaged) if done.lost else set())
-        given_up = ({place.pack for place in rows.bad} | found.damaged.keys()) - hopeful
-        leaving = set(lost_of(found.pick(rows.bad, given_up))) - wanted
-        moved = self._salvage(leaving, ())
-        if moved != leaving:  # rows that looked good
-            rows.add(found.rows_of(leaving - moved))
+        if saved and saved != needed:
+            return False  # what is left may decode through them
+        done.lost = lost - saved
+        given_up = ({place.pack for place in bad} | found.damaged.keys()) - self._hopeful(found, done.lost)
+        if not self._move_out(found, rows, bad, lost, given_up):
             return False
         if not given_up and not done.objects:
             return True
-        done.objects |= {(Kind(place.row.kind), place.row.id) for place in rows.bad if place.pack in given_up}
+        done.objects |= {(Kind(place.row.kind), place.row.id) for place in bad if place.pack in given_up}
         done.packs = len(given_up)
         return self._publish(found, given_up, f"fsck {done}")
+
+    def _move_out(
+        self, found: Inspection, rows: RowCheck, bad: Set[Location], lost: Set[Edge], given_up: Set[PackId]
+    ) -> bool:
+        """Write anew what could not be had without these packs; whether nothing more is in the way of giving them up.
+
+        What looked good and stands in for a row of theirs, or was to be moved, may prove bad.
+        """
+        stand_ins = found.stand_ins(bad, given_up)
+        rows.add(stand_ins)
+        if not rows.bad.keys().isdisjoint(stand_ins):
+            return False
+        leaving = set(lost_of(found.pick(bad, given_up))) - lost
+        wanted = found.lacks(leaving, bad, given_up).roots or leaving
+        moved = self._salvage(wanted, ())
+        rows.add(found.rows_of(wanted - moved))
+        return moved == wanted and leaving <= moved  # else what hung on what was moved is there at the next look
+
+    @staticmethod
+    def _hopeful(found: Inspection, lost: Set[Edge]) -> Set[PackId]:
+        """Packs in which a lost object may still be, or something that it decodes through."""
+        if not lost:
+            return set()
+        places = found.rows_of(lost)
+        return {place.pack for place in (*places, *found.below(places))} | found.damaged.keys()
 
     def _publish(self, found: Inspection, given_up: set[PackId], why: str) -> bool:
         survey = found.survey
@@ -100,15 +125,5 @@ class Repairer:
             return condemn(self.backend, self.roots, survey.root, survey.floor, given_up, why)
         return self.roots.publish(survey.root.successor(why))
 
-    def _salvage(self, wanted: Collection[Edge], damaged: Iterable[PackId]) -> set[Edge]:
-        if not wanted:
-            return set()
-        names = {name for _, name in wanted}
-        copies = copies_in(self.backend, self.catalog, names)
-        for pack in damaged:
-            for edge, row in rows_in_damaged(self.backend, pack, set(wanted)):
-                copies.setdefault(edge, []).append(Copy(self.backend, Location(pack, row)))
-        if self.source is not None:
-            for edge, places in copies_in(self.source.backend, self.source.catalog, names).items():
-                copies.setdefault(edge, []).extend(places)
-        return salvage(wanted, lambda edge: copies.get(edge, ()), self.backend, self.catalog)
+    def _salvage(self, wanted: Set[Edge], damaged: Iterable[PackId]) -> set[Edge]:
+        return recover(wanted, Source(self.backend, self.catalog), damaged, self.source)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import secrets
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,7 +26,7 @@ T = TypeVar("T")
 def restore(backend: Backend) -> None:
     """Make the reserve where it is missing; without space there is none."""
     try:
-        if not backend.exists(NAME):
+        if not backend.is_remote and not backend.exists(NAME):
             backend.create(NAME, secrets.token_bytes(SIZE))  # zeros may take no space
     except Exists:
         pass
@@ -54,3 +55,14 @@ def _spend(backend: Backend) -> bool:
         backend.delete(NAME)
         return True
     return False
+
+
+def free_bytes(backend: Backend) -> int | None:
+    """How much more fits, where that is known."""
+    if backend.is_remote:
+        return None
+    try:
+        held = os.statvfs(backend.url)
+    except OSError:
+        return None
+    return held.f_bavail * held.f_frsize

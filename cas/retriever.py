@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -10,11 +10,15 @@ from .block import ObjectId
 from .branches import UNSET, Unset
 from .committer import Committer
 from .committing import TIMEOUT, check_timeout, sound_timeout
-from .errors import Invalid, NotFound
+from .errors import CasError, Corrupt, Invalid, NotFound
+from .healing import Healed, Healer, may_heal
 from .loader import MISSING, Loader, Rank
 from .log import Record
+from .opened import Opened
+from .others import Place, another
 from .paths import Path, Patterns
 from .refs import RefKind, is_name
+from .remotes import ORIGIN
 from .reunion import agree, check_complete, end_together
 from .revisions import default_branch
 from .team import Call
@@ -33,6 +37,8 @@ class _Wanted:
     allow_pickle: bool
     per_rank: str
     timeout: float
+    heal_from: Place | Opened | None = None
+    storage_options: Mapping[str, Any] | None = None
 
     def check(self) -> None:
         check_timeout(self.timeout)
@@ -63,6 +69,8 @@ class Retriever(Committer):
         group: Any = UNSET,
         per_rank: Literal["own", "skip"] = "own",
         timeout: float = TIMEOUT,
+        heal_from: Place | Opened | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> Any:
         """The state as it was committed, every byte verified. Tensors come on the CPU unless `device` or `into`.
 
@@ -76,8 +84,11 @@ class Retriever(Committer):
         None returns before all have loaded; a rank that fails is named on all. `timeout` is in seconds, for each time
         that ranks wait for one another. A value that was committed as `PerRank` comes as this rank's own; where the
         commit has none for it, it is an error, or with `per_rank="skip"` left out.
+
+        With `heal_from` (the name of a remote, a path, a URL that `storage_options` are for, or an open store), which
+        goes without `group`, damage is no error if that store has good copies: see `heal`.
         """
-        wanted = _Wanted(rev, default, into, only, device, allow_pickle, per_rank, timeout)
+        wanted = _Wanted(rev, default, into, only, device, allow_pickle, per_rank, timeout, heal_from, storage_options)
         before, team = self._branches.loaded(rev), self._team(group)
         found = self._load(wanted) if team is None else self._load_together(team.call(sound_timeout(timeout)), wanted)
         if found is None:
@@ -100,14 +111,56 @@ class Retriever(Committer):
             seq, agreed = self._agreed(team.call(sound_timeout(timeout)), "view", rev, UNSET, timeout)
             assert agreed is not None, "only a default stands for no commit"
             root, name = self._root_since(seq), agreed
-        view = view_of(name, self._held(name, root).tree, self._objects, self._blocks, 0 if team is None else team.rank)
+        objects, tree = self._present(name, root), self._held(name, root).tree
+        view = view_of(name, tree, objects, self._blocks, 0 if team is None else team.rank)
         if before is None:
             self._remember(rev, name, root, before)
         return view
 
+    def heal(
+        self,
+        rev: str | None = None,
+        source: Place | Opened = ORIGIN,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> Healed:
+        """Bring what is missing or damaged of a commit from another store, verified, into new packs of this one.
+
+        All that the commit needs is read and verified, but its parents. Afterwards reads find the good copies; the bad
+        ones stay until `fsck(repair=True)` drops them.
+        """
+        self._ready()
+        with another(self, source, storage_options) as other:
+            return self._healed(rev, other)
+
+    def _healed(self, rev: str | None, other: Opened) -> Healed:
+        healer, root = Healer(self, other), self._roots.current()
+        try:
+            name = self._revisions().resolve(rev, root)
+        except (NotFound, Corrupt):  # for want of a commit on the way, perhaps
+            healer.heal_history()
+            name = self._revisions().resolve(rev, root)
+        healer.heal(name)
+        return healer.done
+
     def _load(self, wanted: _Wanted) -> _Found | None:
         self._ready()
         wanted.check()
+        try:
+            return self._load_once(wanted)
+        except CasError as error:
+            if wanted.heal_from is None or not may_heal(error):
+                raise
+        with another(self, wanted.heal_from, wanted.storage_options) as other:
+            healed = self._healed(wanted.rev, other)
+            try:
+                return self._load_once(wanted)
+            except CasError as error:
+                if not healed.lost or not may_heal(error):
+                    raise
+                raise type(error)(f"{error}; neither {self.url} nor {other.url} has a good copy") from error
+
+    def _load_once(self, wanted: _Wanted) -> _Found | None:
         root = self._roots.current()
         name = self._named(wanted.rev, root, wanted.default)
         if name is None:
@@ -125,6 +178,8 @@ class Retriever(Committer):
 
         def plan() -> list[Path]:
             wanted.check()
+            if wanted.heal_from is not None:
+                raise Invalid("heal_from= goes without group=: let one process call `heal` first, then load together")
             self._plan(loader, wanted, self._root_since(seq))
             return loader.rank.lacking or []
 
@@ -136,6 +191,7 @@ class Retriever(Committer):
         return Loader(self._objects, self._blocks, name, None, wanted.device, wanted.allow_pickle, number)
 
     def _plan(self, loader: Loader, wanted: _Wanted, root: Record) -> None:
+        loader.objects = self._present(loader.commit, root)
         loader.only = None if wanted.only is None else Patterns(wanted.only)
         loader.plan(self._held(loader.commit, root).tree, MISSING if isinstance(wanted.into, Unset) else wanted.into)
 

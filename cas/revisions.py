@@ -11,8 +11,10 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+from .absence import cut_text, parent_of
 from .block import Kind, ObjectId
 from .catalog import Catalog
 from .errors import Invalid, NotFound
@@ -20,6 +22,7 @@ from .log import Log, Record
 from .nodes import Node, Tag
 from .objects import Commit
 from .refs import RefKind
+from .roots import Absent
 
 MIN_PREFIX = 4
 _SUFFIX = re.compile(r"~(\d{0,9})|@\{(\d{1,9})\}|@step:(-?\d{1,19})|@(min|max):(.+?)(?=~|@\{|@step:|@min:|@max:|$)")
@@ -28,11 +31,15 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 @dataclass(frozen=True, slots=True)
 class Revisions:
-    """Resolves revisions against one store. `commit` reads a commit object by id."""
+    """Resolves revisions against one store. `commit` reads a commit object by id, `absent` says what commits lack.
+
+    Where history was cut, an answer beyond the cut is `NotFound`; the best of what is there counts as the best.
+    """
 
     log: Log
     catalog: Catalog
     commit: Callable[[ObjectId], Commit]
+    absent: Callable[[Record], Absent]
 
     def resolve(self, revision: str | None, root: Record) -> ObjectId:
         """The commit that `revision` names under `root`; None means `main`, else the only branch."""
@@ -69,26 +76,28 @@ class Revisions:
     def _step(self, name: str, start: ObjectId, suffix: re.Match[str], text: str, root: Record) -> ObjectId:
         back, earlier, step, which, metric = suffix.groups()
         if back is not None:
-            return self._ancestor(start, int(back or 1), text)
+            return self._ancestor(start, int(back or 1), text, root)
         if earlier is not None:
             return self._earlier(name, int(earlier), text, root)
         if step is not None:
-            return self._at_step(start, int(step), text)
-        return self._best(start, which, metric, text)
+            return self._at_step(start, int(step), text, root)
+        return self._best(start, which, metric, text, root)
 
-    def history(self, start: ObjectId) -> Iterator[tuple[ObjectId, Commit]]:
-        """A commit and its first parents, newest first."""
+    def history(self, start: ObjectId, root: Record) -> Iterator[tuple[ObjectId, Commit]]:
+        """A commit and its first parents, newest first, as far as they are there under `root`."""
+        absent = self.absent(root)
         name: ObjectId | None = start
         while name is not None:
             commit = self.commit(name)
             yield name, commit
-            name = commit.parents[0] if commit.parents else None
+            name = parent_of(name, commit, absent)
 
-    def _ancestor(self, start: ObjectId, count: int, text: str) -> ObjectId:
-        for back, (name, _) in enumerate(self.history(start)):
-            if back == count:
-                return name
-        raise NotFound(f"{text} goes back further than the history, which has {back + 1} commits")
+    def _ancestor(self, start: ObjectId, count: int, text: str, root: Record) -> ObjectId:
+        found = list(islice(self.history(start, root), count + 1))
+        name, commit = found[-1]
+        if len(found) > count:
+            return name
+        raise _beyond(name, commit, text, f"goes back further than the history, which has {len(found)} commits")
 
     def _earlier(self, name: str, count: int, text: str, root: Record) -> ObjectId:
         """The branch's value `count` of its own log records ago."""
@@ -102,22 +111,28 @@ class Revisions:
                 return value
         raise NotFound(f"{text} goes back further than the log of branch {name}")
 
-    def _at_step(self, start: ObjectId, step: int, text: str) -> ObjectId:
-        for name, commit in self.history(start):
+    def _at_step(self, start: ObjectId, step: int, text: str, root: Record) -> ObjectId:
+        for name, commit in self.history(start, root):
             if commit.step == step:
                 return name
-        raise NotFound(f"{text}: no commit in that history has step {step}; see `cas log`")
+        raise _beyond(name, commit, f"{text}:", f"no commit in that history has step {step}; see `cas log`")
 
-    def _best(self, start: ObjectId, which: str, metric: str, text: str) -> ObjectId:
+    def _best(self, start: ObjectId, which: str, metric: str, text: str, root: Record) -> ObjectId:
         sign = 1 if which == "min" else -1
         best: tuple[float, ObjectId] | None = None
-        for name, commit in self.history(start):
+        for name, commit in self.history(start, root):
             value = metric_of(commit, metric)
             if value is not None and not math.isnan(value) and (best is None or sign * value < best[0]):
                 best = (sign * value, name)
         if best is None:
-            raise NotFound(f"{text}: no commit in that history has a metric called {metric}; see `cas log`")
+            what = f"no commit in that history has a metric called {metric}; see `cas log`"
+            raise _beyond(name, commit, f"{text}:", what)
         return best[1]
+
+
+def _beyond(oldest: ObjectId, commit: Commit, text: str, what: str) -> NotFound:
+    """What to raise for what no commit down to the `oldest` is: that was cut off, where it has parents all the same."""
+    return NotFound(f"{text} {cut_text(oldest) if commit.parents else what}")
 
 
 def metric_of(commit: Commit, metric: str) -> float | None:
@@ -137,7 +152,7 @@ def default_branch(root: Record) -> str:
     if len(branches) == 1:
         return branches[0]
     if not branches:
-        raise NotFound("the store has no commits yet; make one with store.commit(state)")
+        raise NotFound("the store has no commits yet; make one with `cas commit FILE` or store.commit(state)")
     raise Invalid(f"say which revision: there is no branch main, but {', '.join(sorted(branches))}")
 
 

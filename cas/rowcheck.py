@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,11 +91,27 @@ def save(path: Path, held: Round) -> None:
             temporary.unlink()
 
 
-class RowCheck:
-    """One run of reading, on from where the last one stopped. `bad` are the rows that do not verify."""
+def note_bad(path: Path, places: Iterable[Location]) -> None:
+    """Remember rows that proved bad elsewhere: the next check tells of them, and a repair drops them."""
+    held = load(path)
+    held.bad = sorted({*held.bad, *((place.pack, place.row.offset) for place in places)})
+    save(path, held)
 
-    def __init__(self, path: Path, tables: Sequence[Table], objects: Objects, blocks: BlockReader) -> None:
+
+class RowCheck:
+    """One run of reading, on from where the last one stopped. `bad` are the rows that do not verify; of those in
+    `hanging` it cannot be told."""
+
+    def __init__(
+        self,
+        path: Path,
+        tables: Sequence[Table],
+        objects: Objects,
+        blocks: BlockReader,
+        hanging: Set[Location] = frozenset(),
+    ) -> None:
         self._path = path
+        self._hanging = hanging
         self._tables = {table.pack: table for table in tables}
         self._objects = objects
         self._blocks = blocks
@@ -175,15 +191,17 @@ class RowCheck:
             self._round.partly, self._round.offset = name, row.offset + row.stored
 
     def _verify(self, places: Iterable[Location]) -> None:
-        places = list(places)
+        places = [place for place in places if place not in self._hanging]
         blocks = [place for place in places if place.row.kind == Kind.BLOCK]
-        self._blocks.check(blocks, lambda place, error: self.bad.update({place: error}))
+        self._blocks.check(blocks, self.bad.__setitem__)
         for place in (place for place in places if place.row.kind != Kind.BLOCK):
             try:
                 self._objects.verify(place)
             except CasError as error:
                 self.bad[place] = error
             except OSError as error:
+                if self._blocks.is_remote:
+                    raise
                 self.bad[place] = Corrupt(f"it cannot be read: {error}")
 
     def add(self, places: Iterable[Location]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .block import Codec, Kind, ObjectId
+from .block import Codec, Coding, Kind, ObjectId
 from .nodes import expect, is_id, pack, unpack
 from .packing import Stored
 from .team import Call
@@ -43,7 +43,8 @@ class Dues:
 
 def decoded(message: bytes) -> Iterator[Stored]:
     """What `message_of` made, its form checked."""
-    for name, kind, codec, width, raw, data in unpack(message, "a rank's small writes"):
-        sound = is_id(name) and kind in set(Kind) and codec in set(Codec) and type(data) is bytes
-        expect(sound and type(width) is int and type(raw) is int, "a rank's small writes have the wrong form")
-        yield Stored(ObjectId(name), Kind(kind), Codec(codec), width, raw, data)
+    for name, kind, (codec, width, chain, base), raw, data in unpack(message, "a rank's small writes"):
+        sound = is_id(name) and kind in set(Kind) and codec in set(Codec) and is_id(base) and type(data) is bytes
+        sound = sound and all(type(number) is int for number in (width, chain, raw))
+        expect(sound, "a rank's small writes have the wrong form")
+        yield Stored(ObjectId(name), Kind(kind), Coding(Codec(codec), width, chain, base), raw, data)

@@ -20,7 +20,7 @@ _Copy = tuple[Source, int, Array]
 
 
 class Stage:
-    """One state's worth of memory, kept from commit to commit. Only one staged state exists at a time.
+    """One state's worth of memory, kept from commit to commit. Only one staged state exists at a time, and one aside.
 
     Fresh memory costs as much as the copy itself, so the second and later commits are faster.
     """
@@ -28,6 +28,7 @@ class Stage:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._slabs: dict[str | None, Array] = {}
+        self._aside: dict[str | None, Array] = {}
 
     def hold(self, leaves: Iterable[Leaf]) -> None:
         """Copy the bytes of every leaf, tied ones once, and let the leaves read from the copy from now on."""
@@ -49,6 +50,10 @@ class Stage:
         for leaf in leaves:
             if leaf.tied_to is not None:
                 leaf.shards[:] = leaf.tied_to.shards  # let go of the caller's memory here too
+
+    def set_aside(self) -> None:
+        """Leave what is staged where it is until this is called again; what comes next is staged elsewhere."""
+        self._slabs, self._aside = self._aside, self._slabs
 
     def _places(self, device: str | None, shards: list[LocalShard]) -> list[Array]:
         starts, total = [], 0

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
+from .absence import NOTHING, parent_of
 from .ancestry import newest_first
 from .backend import Backend
 from .block import Codec, Kind, ObjectId
@@ -14,17 +17,20 @@ from .log import Record
 from .nodes import KEYED_TAGS, Node, long_of
 from .objects import Commit, entries_of
 from .paths import format_path
-from .reach import Edge, needs_of_node, needs_of_state, reachable, reached_by_one
+from .present import hollow
+from .reach import Edge, needs_of_node, needs_of_state, reachable_below, reached_by_one
 from .reader import Objects
 from .refs import RefKind
 from .roots import Absent
+from .savings import Packs, Savings, savings
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStats:
-    """Bytes and counts. `disk` is the sum of all file sizes, index included; `raw` is what the distinct objects
-    would take uncompressed, `stored` what they take in packs; `codecs` counts objects by how they are stored.
-    `history` counts the commits that refs lead to, and `files` is what these would take as files of their own."""
+    """Bytes and counts. `disk` is the sum of all file sizes, index included; `raw` is what all objects in packs that
+    are not condemned would take uncompressed, `stored` what they take; `codecs` counts them by how they are stored.
+    `history` counts the commits that refs lead to, and `files` is what these would take as files of their own.
+    `savings` splits what is saved."""
 
     disk: int
     files: int
@@ -37,6 +43,7 @@ class StoreStats:
     branches: int
     tags: int
     codecs: dict[str, int]
+    savings: Savings
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +69,25 @@ class CommitStats:
     parts: tuple[PartStats, ...]
 
 
-def measure(backend: Backend, catalog: Catalog, objects: Objects, root: Record) -> StoreStats:
-    rows = [place.row for place in catalog.index.rows()]
-    kinds = Counter(row.kind for row in rows)
-    codecs = Counter(Codec(row.codec).name.lower() for row in rows)
+def measure(backend: Backend, catalog: Catalog, objects: Objects, root: Record, absent: Absent) -> StoreStats:
+    packs = Packs.read(backend, catalog.condemned)
+    kinds = Counter(packs.rows.kind.tolist())
+    codecs = Counter(packs.rows.codec.tolist())
     refs = Counter(kind for kind, _ in root.refs)
-    files = [_file_bytes(commit) for _, commit in newest_first(root.refs.values(), objects.commit)]
+    files = [_file_bytes(commit) for _, commit in newest_first(root.refs.values(), objects.commit, absent)]
     return StoreStats(
         disk=sum(info.size for info in backend.list("")),
         files=sum(files),
         history=len(files),
-        packs=len(catalog.index.packs()),
+        packs=len(packs.sizes),
         commits=kinds[Kind.COMMIT],
         blocks=kinds[Kind.BLOCK],
-        raw=sum(row.raw for row in rows),
-        stored=sum(row.stored for row in rows),
+        raw=int(packs.raw.sum(dtype=np.int64)),
+        stored=int(packs.rows.stored.sum(dtype=np.int64)),
         branches=refs[RefKind.BRANCH],
         tags=refs[RefKind.TAG],
-        codecs=dict(sorted(codecs.items())),
+        codecs=dict(sorted((Codec(codec).name.lower(), count) for codec, count in codecs.items())),
+        savings=savings(packs, Objects(backend, catalog, cached=0), root, absent),
     )
 
 
@@ -91,19 +99,24 @@ def _file_bytes(commit: Commit) -> int:
 
 
 def measure_commit(name: ObjectId, objects: Objects, catalog: Catalog, absent: Absent) -> CommitStats:
-    """A commit whose state is there; a parent's that was pruned shares nothing with it."""
-    commit = objects.commit(name)
-    before = set() if not commit.parents or commit.parents[0] in absent else _blocks_of_parent(commit, objects)
-    parts = [(format_path((key,)), needs_of_node(node)) for key, node in _top_level(commit, objects)]
+    """What is there of a commit's state; what its parent lacks on purpose it does not share."""
+    commit, left_out = objects.commit(name), absent.get(name, NOTHING)
+    parent = parent_of(name, commit, absent)
+    before = set() if parent is None else _blocks_of(parent, objects, absent)
+
+    def part(path: str, edges: Iterable[Edge]) -> PartStats:
+        return _part(path, _blocks(edges, objects, left_out), before, catalog)
+
+    top = _top_level(commit, hollow(objects, name, absent))
     return CommitStats(
         id=name.hex(),
-        whole=_part(".", needs_of_state(commit), before, objects, catalog),
-        parts=tuple(_part(path, edges, before, objects, catalog) for path, edges in parts),
+        whole=part(".", needs_of_state(commit)),
+        parts=tuple(part(format_path((key,)), needs_of_node(node)) for key, node in top),
     )
 
 
-def _blocks_of_parent(commit: Commit, objects: Objects) -> set[ObjectId]:
-    return _blocks(needs_of_state(objects.commit(commit.parents[0])), objects)
+def _blocks_of(name: ObjectId, objects: Objects, absent: Absent) -> set[ObjectId]:
+    return _blocks(needs_of_state(objects.commit(name)), objects, absent.get(name, NOTHING))
 
 
 def _top_level(commit: Commit, objects: Objects) -> list[tuple[str | int, Node]]:
@@ -113,15 +126,14 @@ def _top_level(commit: Commit, objects: Objects) -> list[tuple[str | int, Node]]
     return [(key, node) for key, node in (held[1] if held[0] in KEYED_TAGS else enumerate(held[1]))]
 
 
-def _part(path: str, edges: Iterable[Edge], before: set[ObjectId], objects: Objects, catalog: Catalog) -> PartStats:
-    held = _blocks(edges, objects)
+def _part(path: str, held: set[ObjectId], before: set[ObjectId], catalog: Catalog) -> PartStats:
     shared = held & before
     raw, stored = stored_bytes(held, catalog)
     return PartStats(path, len(held), raw, stored, len(shared), stored_bytes(shared, catalog)[1])
 
 
-def _blocks(edges: Iterable[Edge], objects: Objects) -> set[ObjectId]:
-    return {name for kind, name in reachable(edges, objects, {}) if kind is Kind.BLOCK}
+def _blocks(edges: Iterable[Edge], objects: Objects, left_out: frozenset[ObjectId]) -> set[ObjectId]:
+    return {name for kind, name in reachable_below(edges, objects, left_out) if kind is Kind.BLOCK}
 
 
 def stored_bytes(names: Iterable[ObjectId], catalog: Catalog) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from . import diff
+from .absence import NOTHING
 from .ancestry import newest_first
 from .block import ObjectId
 from .commits import Commit, commit_of
@@ -12,11 +13,13 @@ from .leaves import Leaves
 from .loader import Loader
 from .paths import Patterns
 from .refs import Ref, RefKind
-from .retriever import Retriever
 from .roots import Absent
+from .synchronised import Synchronised
+
+_GROUPS = {RefKind.BRANCH: "branches", RefKind.TAG: "tags", RefKind.TRACKING: "tracking"}
 
 
-class Store(Retriever):
+class Store(Synchronised):
     """One store on a local directory. Safe to use from many threads and many processes at once.
 
     A context manager; `close` and interpreter exit wait for a commit that still runs in the background.
@@ -31,11 +34,13 @@ class Store(Retriever):
         return self._commit(self._revisions().resolve(rev, root), self._roots.absent(root))
 
     def log(self, rev: str | None = None) -> Iterator[Commit]:
-        """A commit and its first parents, newest first."""
+        """A commit and its first parents, newest first, as far as history was fetched."""
         self._ready()
         revisions, root = self._revisions(), self._roots.current()
         start, absent = revisions.resolve(rev, root), self._roots.absent(root)
-        return (commit_of(name, held, pruned=name in absent) for name, held in revisions.history(start))
+        return (
+            commit_of(name, held, left_out=absent.get(name, NOTHING)) for name, held in revisions.history(start, root)
+        )
 
     def graph(self, rev: str | None = None) -> Iterator[Commit]:
         """All ancestors of a commit, else of all branches and tags: newest first, each before its parents."""
@@ -43,27 +48,30 @@ class Store(Retriever):
         root = self._roots.current()
         tips = [self._revisions().resolve(rev, root)] if rev is not None or not root.refs else root.refs.values()
         absent = self._roots.absent(root)
-        return (commit_of(name, held, pruned=name in absent) for name, held in newest_first(tips, self._objects.commit))
+        found = newest_first(tips, self._objects.commit, absent)
+        return (commit_of(name, held, left_out=absent.get(name, NOTHING)) for name, held in found)
 
     def refs(self) -> dict[str, dict[str, str]]:
-        """Commit ids by name, in `branches` and `tags`."""
+        """Commit ids by name, in `branches` and `tags`, and in `tracking` those of remotes where some were fetched."""
         self._ready()
         found: dict[str, dict[str, str]] = {"branches": {}, "tags": {}}
         for (kind, name), commit in self._roots.current().refs.items():
-            if kind is not RefKind.TRACKING:
-                found["tags" if kind is RefKind.TAG else "branches"][name] = commit.hex()
+            found.setdefault(_GROUPS[kind], {})[name] = commit.hex()
         return found
 
     def files(self, rev: str | None = None) -> dict[str, bytes]:
         """The side files of a commit by name, verified."""
         self._ready()
-        name = self._revisions().resolve(rev, self._roots.current())
-        found: dict[str, bytes] = Loader(self._objects, self._blocks, name).values(self._objects.commit(name).files)
+        root = self._roots.current()
+        name = self._revisions().resolve(rev, root)
+        objects = self._present(name, root)
+        found: dict[str, bytes] = Loader(objects, self._blocks, name).values(objects.commit(name).files)
         return found
 
     def leaves(self, rev: str | None = None) -> Leaves:
         """What a commit's state consists of, and the bytes of its tensors, without any framework."""
-        return Leaves(self._objects, self._blocks, self._with_state(rev))
+        name, root = self._with_state(rev)
+        return Leaves(self._present(name, root), self._blocks, name)
 
     def diff(
         self, a: str, b: str | None = None, *, only: str | Sequence[str] | None = None, values: bool = True
@@ -73,9 +81,10 @@ class Store(Retriever):
         `only` takes patterns of paths. With `values` tensors are read where their blocks differ, and measured in
         bounded memory; without, nothing but trees is read.
         """
-        names = [self._with_state(rev) for rev in (a, b)]
+        before, after = self._with_state(a), self._with_state(b)
+        objects = self._present(*before), self._present(*after)
         patterns = None if only is None else Patterns(only)
-        return diff.diff(self._objects, self._blocks, names[0], names[1], values, patterns)
+        return diff.diff(objects, self._blocks, before[0], after[0], values, patterns)
 
     # -- refs ---------------------------------------------------------------------------------------------------
 
@@ -112,4 +121,4 @@ class Store(Retriever):
             self._branches.delete(ref)
 
     def _commit(self, name: ObjectId, absent: Absent) -> Commit:
-        return commit_of(name, self._objects.commit(name), pruned=name in absent)
+        return commit_of(name, self._objects.commit(name), left_out=absent.get(name, NOTHING))

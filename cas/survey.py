@@ -7,15 +7,17 @@ it is not among those that this collection may condemn.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import lists, pack
 from .backend import Backend, FileInfo
-from .block import Kind, ObjectId, short
-from .catalog import Catalog
+from .block import MAX_CHAIN, Kind, ObjectId, short
+from .catalog import Catalog, CondemnedToo
+from .chains import chains_of
+from .crew import mapped
 from .errors import CasError, Corrupt, NotFound
 from .lists import ListId
 from .log import Log, Record
@@ -105,6 +107,24 @@ class Surveyor:
             condemned=self._condemned(listed, listed_lists, root),
         )
 
+    def settled(self, since: float) -> Survey:
+        """As `survey`. Something is lost only if it still is once the packs are listed again under the same root."""
+        before: int | None = None  # the root under which something was missing
+        while True:
+            seq = self.log.head().seq
+            try:
+                found = self.survey(since)
+            except NotFound:
+                if self.is_root(seq):
+                    raise
+                continue  # a collector deleted it, once a newer root had given it up
+            if not found.lost or (found.root.seq == before and self.is_root(before)):
+                return found
+            before = found.root.seq
+
+    def is_root(self, seq: int) -> bool:
+        return self.log.head().seq == seq
+
     def places(self, survey: Survey, packs: Sequence[Pack]) -> Iterator[Location]:
         """Where the needed objects of these packs lie."""
         for held in packs:
@@ -153,23 +173,26 @@ class Surveyor:
     def _read_tables(self, listed: Iterable[FileInfo]) -> tuple[list[FileInfo], Rows]:
         """The packs that are whole and not condemned, and all their rows."""
         infos: list[FileInfo] = []
+        named = [(info, pack.id_of(info.name)) for info in listed]
+        wanted = [(info, name) for info, name in named if name is not None and name not in self.catalog.condemned]
 
         def tables() -> Iterator[Table]:
-            for info in listed:
-                name = pack.id_of(info.name)
-                if name is None or name in self.catalog.condemned:
-                    continue
-                try:
-                    table = pack.read_table(self.backend, name)
-                except NotFound:  # deleted since by another collector
-                    continue
-                except CasError as error:  # what is needed from it is missed later; what is not, harms nobody
-                    _log.warning("left out of the collection: %s", error)
-                    continue
-                infos.append(info)
-                yield table
+            found = mapped(self._table, [name for _, name in wanted], self.backend.parallel)
+            for (info, _), table in zip(wanted, found, strict=True):
+                if table is not None:
+                    infos.append(info)
+                    yield table
 
         return infos, Rows.of(tables())
+
+    def _table(self, name: PackId) -> Table | None:
+        try:
+            return pack.read_table(self.backend, name)
+        except NotFound:  # deleted since by another collector
+            return None
+        except CasError as error:  # what is needed from it is missed later; what is not, harms nobody
+            _log.warning("left out of the collection: %s", error)
+            return None
 
     def condemned_files(self, root: Record) -> list[FileInfo]:
         """Condemned packs and lists that exist. A list that the root names stays, whatever another list says."""
@@ -181,18 +204,15 @@ class Surveyor:
         return found + [info for info in others if lists.id_of(info.name) in condemned - files_of(root)]
 
     def condemned_places(self, wanted: Sequence[tuple[Kind, ObjectId]]) -> list[Location]:
-        """Where these objects lie in condemned packs; `Corrupt` if one is nowhere."""
-        found: dict[tuple[int, bytes], Location] = {}
-        sought = set(wanted)
-        for info in self.condemned_files(self.roots.current()):
-            name = pack.id_of(info.name)
-            for row in () if name is None else pack.read_table(self.backend, name):
-                if (row.kind, row.id) in sought and name is not None:
-                    found[row.kind, row.id] = Location(name, row)
-        missing = [edge for edge in wanted if edge not in found]
+        """Where these objects lie in condemned packs, or as deltas of what does; `Corrupt` if one is nowhere."""
+        lookup = CondemnedToo(self.backend, self.catalog)
+        chains = chains_of((name for _, name in wanted), lookup.locate)
+        # What leads through no condemned pack was not found to decode: the index knows rows that are gone.
+        held = {n: c for n, c in chains.items() if any(place.pack in self.catalog.condemned for place in c)}
+        missing = [edge for edge in wanted if edge[1] not in held]
         if missing:
             raise Corrupt(f"{named(missing)} in no pack that can be read, so nothing was deleted; run `cas fsck`")
-        return list(found.values())
+        return [held[name][0] for _, name in wanted]
 
 
 def named(some: Sequence[tuple[Kind, ObjectId]]) -> str:
@@ -200,6 +220,26 @@ def named(some: Sequence[tuple[Kind, ObjectId]]) -> str:
     kind, name = some[0]
     more = f" and {len(some) - 1} more objects are" if len(some) > 1 else " is"
     return f"{kind.name.lower()} {short(name)}{more}"
+
+
+def needed_of(survey: Survey, packs: Set[PackId]) -> set[PackId]:
+    """Those of `packs` without which something live would not decode any more."""
+    needed: set[PackId] = set()
+    while len(lost := _lost_without(survey, packs - needed)):
+        rows, found = survey.rows, survey.picked.rows
+        for _ in range(MAX_CHAIN + 1):
+            mine = found[is_in(rows.id[found], lost)]
+            needed |= {survey.packs[number].name for number in rows.pack[mine].tolist()} & packs
+            lost = distinct(rows.base[mine[rows.chain[mine] > 0]])
+    return needed
+
+
+def _lost_without(survey: Survey, packs: Set[PackId]) -> Names:
+    """The live objects that do not decode from rows outside of these packs."""
+    left_out = [number for number, held in enumerate(survey.packs) if held.name in packs]
+    some = survey.rows.only(~np.isin(survey.rows.pack, left_out))
+    found = pick(some, survey.marks.live(), [held.info.size for held in survey.packs])
+    return distinct(np.concatenate(list(found.lost.values())))
 
 
 def files_of(root: Record) -> set[ListId]:

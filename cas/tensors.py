@@ -65,6 +65,10 @@ class ArraySource:
         self._array = array
         self._flat = array.reshape(-1).view(np.uint8) if array.flags.c_contiguous else None
 
+    def view(self, start: int, stop: int) -> Array | None:
+        """The bytes [start, stop) where they lie, if they lie together."""
+        return None if self._flat is None else self._flat[start:stop]
+
     def read_into(self, start: int, out: Array) -> None:
         if self._flat is not None:
             np.copyto(out, self._flat[start : start + len(out)])

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Unpack
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Unpack
 
-from . import audit, fsck, gc, stats
-from .errors import CasError, Invalid
+from . import audit, fsck, gc, repack, stats, where
+from .ancestry import newest_first
+from .errors import CasError, Invalid, NotFound
 from .findings import Finding
-from .local import LocalBackend
+from .finished import Finished
 from .log import Record
 from .opened import Opened
+from .others import Place, another
 from .pruning import Pruned, Pruner, policies, policy_of_branch, with_policy
 from .refs import check_name
-from .repair import Source
 from .retention import Rules, decode_policy, describe, policy_of
+from .rewriting import LEVELS, Level
+from .salvage import Source
 from .stats import CommitStats
 
 _log = logging.getLogger("cas")
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _told(what: str, then: str = "the store is whole, try again") -> Iterator[None]:
     """Errors of the medium as one sentence."""
     try:
         yield
     except OSError as error:
-        raise CasError(f"{what} was cut short: {error}; the store is whole, try again") from error
+        raise CasError(f"{what} was cut short: {error}; {then}") from error
 
 
 class Upkeep(Opened):
@@ -41,12 +42,14 @@ class Upkeep(Opened):
     def stats(self) -> stats.StoreStats:
         """What the store holds and takes on disk."""
         self._ready()
-        return stats.measure(self._backend, self._catalog, self._objects, self._roots.current())
+        return self._roots.under(
+            lambda root: stats.measure(self._backend, self._catalog, self._objects, root, self._roots.absent(root))
+        )
 
     def commit_stats(self, rev: str | None = None) -> CommitStats:
         """What one commit holds, and how much of it its first parent holds as well."""
-        name = self._with_state(rev)
-        absent = self._roots.absent(self._roots.current())
+        name, root = self._with_state(rev)
+        absent = self._roots.absent(root)
         return stats.measure_commit(name, self._objects, self._catalog, absent)
 
     def branch_sizes(self) -> dict[str, int]:
@@ -61,14 +64,16 @@ class Upkeep(Opened):
         *,
         sample: float | None = None,
         repair: bool = False,
-        source: Upkeep | str | os.PathLike[str] | None = None,
+        source: Opened | Place | None = None,
+        storage_options: Mapping[str, Any] | None = None,
         progress: Callable[[int, int], None] = lambda nbytes, total: None,
     ) -> list[Finding]:
         """Check log, packs, refs and everything that commits name.
 
         `data` reads every stored byte as well, `sample` this part of them (0 to 1): both go on where the last run was
         cut off or ended, until everything was read once. `repair` writes what is bad anew, from other copies or from
-        the store `source`; nothing is changed in place. `progress` is told how many bytes were read, and of how many.
+        the store `source`: the name of a remote, a path, a URL that `storage_options` are for, or an open store.
+        Nothing is changed in place. `progress` is told how many bytes were read, and of how many.
         """
         if sample is not None and not 0 < sample <= 1:
             raise Invalid(f"sample is a part of the stored bytes such as 0.05, not {sample}")
@@ -77,13 +82,12 @@ class Upkeep(Opened):
         self._ready()
         state = self._needs.with_name("fsck")
         checker = fsck.Checker(self._backend, self._catalog, self._log, self._roots, self._blocks, state)
-        found = checker.check(1.0 if data else sample, progress)
-        if not repair:
-            return found
         with contextlib.ExitStack() as stack:
-            other = source
-            if isinstance(other, str | os.PathLike):
-                other = stack.enter_context(Upkeep(LocalBackend(other), Path(other) / "index"))
+            stack.enter_context(_told("the repair" if repair else "the check", "run it again to go on"))
+            found = checker.check(1.0 if data else sample, progress)
+            if not repair:
+                return found
+            other = None if source is None else stack.enter_context(another(self, source, storage_options))
             return checker.repair(found, None if other is None else Source(other._backend, other._catalog))
 
     # -- going back ---------------------------------------------------------------------------------------------
@@ -133,6 +137,31 @@ class Upkeep(Opened):
         root = self._roots.current()
         return {name: describe(decode_policy(node)) for name, node in policies(root).items()}
 
+    def repack(
+        self,
+        level: Level = "fast",
+        expire: float = gc.EXPIRE,
+        *,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> repack.Repacked:
+        """Store history anew as changes of what followed it, the newest whole, and small packs joined.
+
+        `fast` leaves whole blocks as they are, `small` codes them too, and `smallest` makes everything as small as it
+        can, which takes longer, also to load.
+        Every block is decoded and compared before its old copy is given up; the next collection deletes that. Safe
+        beside writers, readers and collections. It needs space for what it writes. What nothing led to in the last
+        `expire` seconds goes, as in a collection, and undo goes no further back. `progress` is told in words.
+        """
+        if level not in LEVELS:
+            raise Invalid(f"level is one of {', '.join(LEVELS)}, not {level!r}")
+        self._ready()
+        finished = Finished.load(self._needs.with_name("repacked"))
+        since = gc.undo_from(gc.check_seconds("expire", expire))
+        with _told("the repack", "the store is whole, and `cas gc --grace 0` deletes what was written"):
+            threads = self._settings.threads
+            repacker = repack.Repacker(self._surveyor(), self._objects, threads, level, since, finished, progress)
+            return repacker.repack()
+
     def gc(
         self,
         grace: float = gc.GRACE,
@@ -149,7 +178,26 @@ class Upkeep(Opened):
         self._ready()
         times = gc.check_seconds("grace", grace), gc.check_seconds("expire", expire)
         with _told("the collection"):
-            return gc.Collector(self._surveyor(), self._settings.threads, *times, progress).collect(dry_run)
+            done = gc.Collector(self._surveyor(), self._settings.threads, *times, progress).collect(dry_run)
+            if done.deleted and not dry_run:
+                try:
+                    self._renew_hints()
+                except (CasError, OSError) as error:  # the collection is done, and hints are only hints
+                    _log.warning("hints of where commits lie were not made anew: %s", error)
+            return done
+
+    def _renew_hints(self) -> None:
+        """Packs have gone: the hints of the newest commits are made anew, those of commits that are gone go too."""
+        root = self._roots.current()
+        listed = [where.id_of(info.name) for info in self._backend.list(where.FOLDER)]
+        absent = self._roots.absent(root)
+        held = {name for name, _ in newest_first(root.refs.values(), self._objects.commit, absent)} if listed else set()
+        for name in listed:
+            if name is not None and name not in held:
+                with contextlib.suppress(NotFound):
+                    self._backend.delete(where.name_of(name))
+        for name in set(root.refs.values()):
+            self.note_where(name)
 
     def _pruner(self) -> Pruner:
         return Pruner(self._backend, self._catalog, self._roots, self._revisions())

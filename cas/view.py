@@ -11,12 +11,12 @@ from . import frameworks
 from .block import ObjectId
 from .dtypes import DTYPES
 from .errors import Invalid
-from .extent import extent_of
 from .grid import Box
-from .loader import Loader, Owner, Rank
+from .loader import Loader, Owner, Rank, extent_for
 from .nodes import KEYED_TAGS, Node, Tag, TensorEntry, tensor_of
 from .objects import entries_of
 from .paths import Key, Path, format_path
+from .present import Lacking
 from .reader import BlockReader, Objects
 
 
@@ -60,10 +60,11 @@ class TensorView:
         """Part of the tensor, by integers, slices of step 1 and `...`; reads only the blocks that hold it."""
         box, dropped = _box(index, self.shape, self._path)
         dtype = DTYPES[self.dtype]
-        extent = extent_of(self._entry.content, self.shape, dtype.itemsize, self._source.objects)
+        owner = Owner(self._path, self._source.commit)
+        extent = extent_for(owner, self._entry.content, self.shape, dtype.itemsize, self._source.objects)
         tensor, place = frameworks.named(self._entry.framework).empty(dtype, box.shape)
         if box.size:
-            self._source.blocks.fill(extent.uses(box, place, Owner(self._path, self._source.commit)))
+            self._source.blocks.fill(extent.uses(box, place, owner))
         return tensor[tuple(0 if axis in dropped else slice(None) for axis in range(len(box.shape)))]
 
 
@@ -149,7 +150,10 @@ class SequenceView(Sequence[Any]):
 
 
 def _look(source: _Source, node: Node, path: Path) -> Any:
-    held = entries_of(node, source.objects.tree)
+    try:
+        held = entries_of(node, source.objects.tree)
+    except Lacking as error:
+        raise error.at(path) from error
     if held is not None:
         tag, entries = held
         if node[0] == Tag.COMPOSITE:

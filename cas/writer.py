@@ -11,7 +11,7 @@ when the caller's tensors change meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -19,15 +19,19 @@ from types import TracebackType
 import numpy as np
 
 from .backend import Backend
-from .block import MAX_BLOCK_SIZE, MAX_OBJECT_SIZE, Codec, Kind, ObjectId, block_id, object_id, short
+from .bases import Bases
+from .block import MAX_BLOCK_SIZE, MAX_OBJECT_SIZE, NO_BASE, PLAIN, Kind, ObjectId, block_id, object_id, short
 from .catalog import Catalog
-from .codecs import CodecName, Encoder, Format
+from .codecs import Changes, CodecName, Encoder, Format
+from .counterparts import Counterparts
 from .crew import Crew, Shelf
 from .cutting import Cut, content_of, cuts_of
+from .deltas import Decisions, Deltas, Lineage, Noted, Recent
 from .errors import Corrupt, Invalid
 from .packing import Counters, Packs, Stored
+from .reader import Objects
 from .state import Leaf
-from .tensors import Array
+from .tensors import Array, ArraySource
 
 BATCH_BYTES = MAX_BLOCK_SIZE
 BATCH_BLOCKS = 1024
@@ -41,6 +45,7 @@ class _Run:
     cut: Cut
     format: Format
     blocks: range
+    lineage: Lineage | None
 
     @property
     def start(self) -> int:
@@ -52,16 +57,31 @@ class _Run:
 
 
 @dataclass(slots=True)
+class _View:
+    """A block that was named, and what it may be stored as a change of."""
+
+    name: ObjectId
+    data: Array
+    format: Format
+    base: ObjectId | None
+    changes: Changes | None
+    kept: Array | None
+    """Where the same bytes stand in memory that may be kept."""
+
+
 class Workbench:
     """What one worker thread reuses from batch to batch, and from commit to commit."""
 
-    encoder: Encoder = field(default_factory=Encoder)
-    scratch: Array = field(default_factory=lambda: np.empty(BATCH_BYTES, np.uint8))
+    def __init__(self, backend: Backend, catalog: Catalog) -> None:
+        self.encoder = Encoder()
+        self.bases = Bases(backend, catalog, self.encoder)
+        self.scratch: Array = np.empty(BATCH_BYTES, np.uint8)
 
     def verify(self, item: Stored) -> None:
         """`Corrupt` unless the object decodes to what its name says."""
+        base = self.bases.block(ObjectId(item.coding.base), item.raw) if item.coding.chain else NO_BASE
         raw = memoryview(self.scratch)[: item.raw] if item.raw <= BATCH_BYTES else memoryview(bytearray(item.raw))
-        self.encoder.decode(item.codec, item.width, item.data, raw)
+        self.encoder.decode(item.coding, item.data, raw, base)
         if object_id(item.kind, raw) != item.name:
             raise Corrupt(f"{item.kind.name.lower()} {short(item.name)} was damaged on its way; commit again")
 
@@ -72,7 +92,20 @@ class WriterSettings:
 
     block_size: int
     threads: int
-    benches: Shelf[Workbench] = field(default_factory=lambda: Shelf(Workbench))
+    benches: Shelf[Workbench]
+    decisions: Decisions = field(default_factory=Decisions)
+    recent: Recent = field(default_factory=Recent)
+    notes: Noted | None = None
+    """Of one commit alone: what it stores whole out of memory that nobody changes."""
+
+    @classmethod
+    def of(cls, block_size: int, threads: int, backend: Backend, catalog: Catalog) -> WriterSettings:
+        return cls(block_size, threads, Shelf(partial(Workbench, backend, catalog)))
+
+    def deltas(self, commits: Sequence[ObjectId], objects: Objects, catalog: Catalog) -> Deltas | None:
+        """Deltas of the blocks of these commits; None without any."""
+        sources = [Counterparts(objects, name) for name in commits]
+        return Deltas(sources, self.recent, catalog) if sources else None
 
 
 class ObjectWriter:
@@ -89,8 +122,10 @@ class ObjectWriter:
         settings: WriterSettings,
         progress: Callable[[int], None] | None = None,
         hold: int = 0,
+        deltas: Deltas | None = None,
     ) -> None:
         self._catalog = catalog
+        self._deltas = deltas
         self._settings = settings
         self._codec = codec
         self._progress = progress
@@ -133,7 +168,11 @@ class ObjectWriter:
             if not cut.duty.replicas:
                 continue
             tensor, edges = cut.leaf.tensor, cut.edges
-            form = Format(tensor.dtype if tensor else None)
+            form, lineage = Format(None), None
+            if tensor is not None:
+                habits = self._settings.decisions.habits(cut.leaf.path, tensor.dtype)
+                form = habits.format
+                lineage = None if self._deltas is None else self._deltas.lineage(cut, habits.changes)
             first, count = 0, len(cut.ids)
             while first < count:
                 last = first + 1
@@ -143,7 +182,7 @@ class ObjectWriter:
                     yield batch
                     batch, size, blocks = [], 0, 0
                     continue
-                batch.append(_Run(cut, form, range(first, last)))
+                batch.append(_Run(cut, form, range(first, last), lineage))
                 size, blocks, first = size + edges[last] - edges[first], blocks + last - first, last
         if batch:
             yield batch
@@ -155,22 +194,44 @@ class ObjectWriter:
             self._progress(sum(run.nbytes for run in batch))
 
     def _store_on(self, bench: Workbench, batch: list[_Run]) -> None:
-        views: list[tuple[ObjectId, Array, Format]] = []
+        views: list[_View] = []
         position = 0
         for run in batch:
             position = self._hash_run(run, bench.scratch, position, views)
-        known = self._catalog.known([name for name, _, _ in views])
+        known = self._catalog.known([view.name for view in views])
+        fresh = [view for view in views if view.name not in known and self._claims(view.name)]
         raw: list[tuple[ObjectId, Array]] = []
-        for name, view, form in views:
-            if name not in known and self._claims(name):
-                codec, width, stored = bench.encoder.encode(view, form, self._effort())
-                if codec is Codec.RAW:
-                    raw.append((name, view))
-                else:
-                    self._packs.append(name, Kind.BLOCK, codec, width, len(view), stored)
+        for view in fresh if self._deltas is None else self._without_deltas(bench, fresh, self._deltas):
+            if self._settings.notes is not None and view.kept is not None:
+                self._settings.notes[view.name] = view.kept
+            coding, stored = bench.encoder.encode(view.data, view.format, self._effort())
+            if coding is PLAIN:
+                raw.append((view.name, view.data))
+            else:
+                self._packs.append(view.name, Kind.BLOCK, coding, len(view.data), stored)
         self._packs.append_raw(raw)
 
-    def _hash_run(self, run: _Run, scratch: Array, position: int, views: list[tuple[ObjectId, Array, Format]]) -> int:
+    def _without_deltas(self, bench: Workbench, views: list[_View], deltas: Deltas) -> list[_View]:
+        """Store as deltas those of these blocks where it pays, and return the others."""
+        rows = deltas.rows(view.base for view in views if view.base is not None)
+        # That may have listed packs of other writers: what they hold by now is no block of ours to store.
+        known = self._catalog.known([view.name for view in views])
+        rest = []
+        for view in views:
+            if view.name in known:
+                continue
+            row = None if view.base is None else rows.get(view.base)
+            made = None
+            if row is not None and view.changes is not None:
+                made = deltas.encode(view.data, view.changes, row, bench.bases, bench.encoder)
+            if made is None:
+                rest.append(view)
+            else:
+                coding, stored = made
+                self._packs.append(view.name, Kind.BLOCK, coding, len(view.data), stored)
+        return rest
+
+    def _hash_run(self, run: _Run, scratch: Array, position: int, views: list[_View]) -> int:
         """Copy a run's bytes to `scratch` from `position` on, then name its blocks; those of ours go to `views`."""
         cut, start, length = run.cut, run.start, run.nbytes
         copy = scratch[position : position + length]
@@ -181,7 +242,12 @@ class ObjectWriter:
             name = block_id(view)  # type: ignore[arg-type]  # an array of bytes is a buffer
             cut.ids[number] = name
             if number in own:
-                views.append((name, view, run.format))
+                known = run.lineage
+                base, changes = (None, None) if known is None else (known.bases[number], known.changes)
+                kept = (
+                    cut.source.view(edges[number], edges[number + 1]) if isinstance(cut.source, ArraySource) else None
+                )
+                views.append(_View(name, view, run.format, base, changes, kept))
         return position + length
 
     def _claims(self, name: ObjectId) -> bool:
@@ -249,5 +315,5 @@ class ObjectWriter:
             for name in self._fresh():
                 kind, data = self._objects[name]
                 effort: CodecName = "zstd" if kind is Kind.TREE and len(data) >= COMPRESS_OBJECT_FROM else "raw"
-                codec, width, stored = bench.encoder.encode(np.frombuffer(data, np.uint8), Format(None), effort)
-                self._packs.append(name, kind, codec, width, len(data), stored)
+                coding, stored = bench.encoder.encode(np.frombuffer(data, np.uint8), Format(None), effort)
+                self._packs.append(name, kind, coding, len(data), stored)

@@ -12,12 +12,17 @@ import click
 from blake3 import blake3
 
 import cas
+from cas.codecs import CODEC_NAMES, DELTA_CODECS, CodecName
 from cas.commits import human_bytes
-from cas.errors import Invalid
+from cas.committing import DeltaName
+from cas.errors import Invalid, NotFound
+from cas.leaves import TensorLeaf
+from cas.paths import Path as StatePath
 from cas.tensors import Composite, Tensor
 
 from . import steps
 from .assembling import Assembled, assemble
+from .completion import complete_revision
 from .options import example, json_option, with_store
 from .output import clean, listed, paint, plural, say, say_json
 from .progress import Progress
@@ -27,18 +32,37 @@ _STAMP = "imported"
 
 
 @dataclass(frozen=True, slots=True)
+class Foundation:
+    """The commit that was named as a base: its id, and by path the dtype of each tensor and the shape of its rows."""
+
+    rev: str
+    id: str
+    kinds: dict[StatePath, tuple[str, tuple[int, ...]]]
+
+    def has(self, path: StatePath, tensor: Tensor | Composite) -> bool:
+        return isinstance(tensor, Tensor) and self.kinds.get(path) == (tensor.dtype.name, tensor.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """What the user said of all commits to be made."""
 
     branch: str
     message: str | None
     step: int | None
-    codec: Any
+    codec: CodecName
+    delta: DeltaName
+    base: Foundation | None
 
 
 @click.command(
     short_help="Take in existing checkpoints.",
-    epilog=example("cas commit model.safetensors", "cas commit runs/ --dry-run", "cas commit checkpoint-* -b lora"),
+    epilog=example(
+        "cas commit model.safetensors",
+        "cas commit runs/ --dry-run",
+        "cas commit checkpoint-* -b lora",
+        "cas commit tuned/ -b tuned --base main",
+    ),
 )
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path())
 @click.option("-b", "--branch", default="main", show_default=True, help="The branch, made if need be.")
@@ -46,9 +70,21 @@ class Wanted:
 @click.option("--step", type=int, metavar="N", help="The step, of a single checkpoint. Else from names and contents.")
 @click.option(
     "--codec",
-    type=click.Choice(["auto", "raw", "zstd", "planes"]),
+    type=click.Choice(CODEC_NAMES),
     default="auto",
     help="planes compresses floating point always, auto while the disk is behind.",
+)
+@click.option(
+    "--delta/--no-delta",
+    default=True,
+    show_default=True,
+    help="Store tensors as changes from the parent's where that is smaller; takes longer. Never with raw and zstd.",
+)
+@click.option(
+    "--base",
+    metavar="REV",
+    shell_complete=complete_revision,
+    help="Changes from REV's tensors where the parent has none: for a fine-tune its foundation model.",
 )
 @click.option("--follow", is_flag=True, help="Read links that lead out of a PATH.")
 @click.option("--dry-run", is_flag=True, help="Say what would be stored; store nothing.")
@@ -60,7 +96,9 @@ def commit(
     branch: str,
     message: str | None,
     step: int | None,
-    codec: str,
+    codec: CodecName,
+    delta: bool,
+    base: str | None,
     follow: bool,
     dry_run: bool,
     as_json: bool,
@@ -72,23 +110,39 @@ def commit(
     that cannot be read safely is kept as bytes. `cas checkout --as-imported` gives the very files back. What is in
     the branch's history already is skipped.
 
+    Tensors are stored as changes from those with the same path (see `cas show`), shape and dtype in the parent or in
+    --base. A new branch without --base looks for a branch or tag whose tensors are alike.
+
     JSON, a line for each: path, status (committed, skipped, planned), id (null if planned), step, files, tensors, bytes
     (of the files), new and stored (bytes; null unless committed), notes.
     """
     if "" in paths:
         raise Invalid("a PATH is empty; name files or directories to commit")
+    if base is not None and not (delta and codec in DELTA_CODECS):
+        why = f"--codec {codec}" if delta else "--no-delta"
+        raise click.UsageError(f"--base and {why} exclude each other", click.get_current_context())
+    foundation = None if base is None else _foundation(store, base)
     found = scan(map(Path, paths), follow)
     if not found.items:
         raise Invalid(f"there are no checkpoints in {listed(paths)}; name a file to keep it as is")
     if step is not None and len(found.items) > 1:
         raise Invalid(f"--step is for a single checkpoint, and {len(found.items)} were found")
-    wanted = Wanted(branch, message, step, codec)
+    wanted = Wanted(branch, message, step, codec, "parent" if delta else "none", foundation)
     done = []
     for result in _results(store, found, wanted, dry_run):
         done.append(result)
         (say_json(_record(result)) if as_json else _say(result))
     if not as_json:
         _summary(found, done)
+
+
+def _foundation(store: cas.Store, rev: str) -> Foundation:
+    """Named once for all commits: a branch may move on meanwhile."""
+    commit = store.resolve(rev)
+    if commit.pruned:
+        raise NotFound(f"--base {rev} is commit {commit.id[:8]}, whose state was pruned; name one that is there")
+    tensors = (leaf for leaf in store.leaves(commit.id) if isinstance(leaf, TensorLeaf))
+    return Foundation(rev, commit.id, {leaf.path: (leaf.dtype, leaf.shape[1:]) for leaf in tensors})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +163,7 @@ def _results(store: cas.Store, found: Scan, wanted: Wanted, dry_run: bool) -> It
         if before is not None:
             yield Result(item, "skipped", None, before)
         elif dry_run:
-            yield Result(item, "planned", assemble(item), None)
+            yield Result(item, "planned", _read(item, wanted.base), None)
         else:
             yield _committed(store, item, wanted)
 
@@ -138,8 +192,15 @@ def _order(item: Item, known: dict[str, cas.Commit]) -> tuple[Any, ...]:
     return step is None and epoch is None, step is None, step or 0, epoch or 0, natural(item.label), last
 
 
-def _committed(store: cas.Store, item: Item, wanted: Wanted) -> Result:
+def _read(item: Item, base: Foundation | None) -> Assembled:
     held = assemble(item)
+    if base and not any(base.has(path, tensor) for path, tensor in _tensors(held.state)):
+        held.notes.append(f"--base is of no use: no tensor has path, shape and dtype of one in {base.rev}")
+    return held
+
+
+def _committed(store: cas.Store, item: Item, wanted: Wanted) -> Result:
+    held = _read(item, wanted.base)
     exists = wanted.branch in store.refs()["branches"]
     with Progress(item.nbytes, "commit") as progress:
         commit = store.commit(
@@ -153,6 +214,8 @@ def _committed(store: cas.Store, item: Item, wanted: Wanted) -> Result:
             files=held.files,
             origin=held.origin,
             codec=wanted.codec,
+            delta=wanted.delta,
+            base=wanted.base.id if wanted.base else None,
             unless_in=wanted.branch if exists else None,
             progress=progress.advance,
         )
@@ -167,7 +230,7 @@ def _record(result: Result) -> dict[str, Any]:
         "id": commit.id if commit else None,
         "step": commit.step if commit else held.step if held else None,
         "files": len(result.item.files),
-        "tensors": _tensors(held.state) if held else None,
+        "tensors": _count(held.state) if held else None,
         "bytes": result.item.nbytes,
         "new": commit.new if commit and is_new else None,
         "stored": commit.stored if commit and is_new else None,
@@ -175,12 +238,16 @@ def _record(result: Result) -> dict[str, Any]:
     }
 
 
-def _tensors(state: Any) -> int:
-    if isinstance(state, dict):
-        return sum(map(_tensors, state.values()))
-    if isinstance(state, list | tuple):
-        return sum(map(_tensors, state))
-    return int(isinstance(state, Tensor | Composite))
+def _tensors(state: Any, path: StatePath = ()) -> Iterator[tuple[StatePath, Tensor | Composite]]:
+    if isinstance(state, dict | list | tuple):
+        for key, child in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from _tensors(child, (*path, key))
+    elif isinstance(state, Tensor | Composite):
+        yield path, state
+
+
+def _count(state: Any) -> int:
+    return sum(1 for _ in _tensors(state))
 
 
 def _say(result: Result) -> None:
@@ -193,7 +260,7 @@ def _say(result: Result) -> None:
     said = f"{paint(where, 'yellow')}{'' if step is None else f' step {step}'} {clean(item.label)}"
     size = f"{human_bytes(item.nbytes)} in {plural(len(item.files), 'file')}"
     if commit is None:
-        say(f"{said}: {size}, {plural(_tensors(held.state) if held else 0, 'tensor')}")
+        say(f"{said}: {size}, {plural(_count(held.state) if held else 0, 'tensor')}")
     else:
         say(f"{said}: {size}, {human_bytes(commit.new)} new, {human_bytes(commit.stored)} stored")
     for note in held.notes if held else []:

@@ -1,11 +1,13 @@
-"""`cas completion`, and what the completion of revisions offers.
+"""`cas completion`, and what the completion of revisions and remotes offers.
 
 Completion is asked for at every press of a key: it prints nothing but its offers, and where it finds none, nothing.
+A store on another machine is not asked: that may take as long as its network does.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 
 import click
 from click.shell_completion import ShellComplete, get_completion_class
@@ -21,17 +23,28 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def complete_revision(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
-    """The branches and tags that begin so, as click's `shell_complete` wants them.
+    """The branches, tags and tracking branches that begin so, as click's `shell_complete` wants them.
 
     Shells insert an offer as it is: a name in which one would find a command or a variable is not offered.
     """
+    return _offered(context, incomplete, lambda store: [name for refs in store.refs().values() for name in refs])
+
+
+def complete_remote(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """The remotes that begin so."""
+    return _offered(context, incomplete, lambda store: store.remotes())
+
+
+def _offered(context: click.Context, incomplete: str, read: Callable[[cas.Store], Iterable[str]]) -> list[str]:
     try:
-        place = context.params.get("place") or context.find_root().params.get("place") or None
-        with cas.open(places.find(place)) as store:
-            names = [name for refs in store.refs().values() for name in refs]
+        place = places.find(context.params.get("place") or context.find_root().params.get("place") or None)
+        if places.is_url(place):
+            return []
+        with cas.open(place) as store:
+            names = set(read(store))
     except (cas.CasError, OSError):  # no store here, or none that can be read: no offers
         return []
-    return sorted({name for name in names if name.startswith(incomplete) and _PLAIN.fullmatch(name)})
+    return sorted(name for name in names if name.startswith(incomplete) and _PLAIN.fullmatch(name))
 
 
 @click.command(

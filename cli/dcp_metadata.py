@@ -175,6 +175,16 @@ def _ignored(*_: Any) -> None:
     return None
 
 
+_FORMAT = Maker(_ignored)
+"""Of an enumeration of memory formats."""
+
+
+def _member(kind: Any, name: Any) -> None:
+    """How Python 3.11.0 to 3.11.3 pickle a member of an enumeration."""
+    if kind is not _FORMAT or type(name) is not str:
+        raise TypeError
+
+
 _TABLE: dict[str, Any] = {
     **{
         f"{_DATA} {name}": _record(name)
@@ -187,8 +197,9 @@ _TABLE: dict[str, Any] = {
     f"{_FILES} _StorageInfo": _record("_StorageInfo"),
     **{f"torch {name}": dtype for name, dtype in DTYPES.items()},
     "torch Size": Maker(size_of),
-    f"{_DATA} _MEM_FORMAT_ENCODING": Maker(_ignored),
-    f"{_SHARDED} MEM_FORMAT_ENCODING": Maker(_ignored),
+    f"{_DATA} _MEM_FORMAT_ENCODING": _FORMAT,
+    f"{_SHARDED} MEM_FORMAT_ENCODING": _FORMAT,
+    "builtins getattr": Maker(_member),
     "torch.serialization _get_layout": Maker(_ignored),
     "pathlib PosixPath": Maker(_ignored),
     "pathlib WindowsPath": Maker(_ignored),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import click
 
 import cas
 from cas.commits import human_bytes
+from cas.errors import Corrupt, NotFound
 
-from . import model_config, shards
+from . import model_config, places, shards
 from .completion import complete_revision
 from .conversion import TARGETS
 from .exporting import FORMATS, Exported, Wanted, export, export_as_imported
@@ -39,6 +41,7 @@ from .output import clean, listed, plural, say, say_json
 )
 @click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help="Put NEW for OLD at the start of names.")
 @click.option("--as-imported", is_flag=True, help="The very files that the commit was imported from, and no others.")
+@click.option("--heal-from", metavar="STORE", help="What is missing or bad comes from this remote, URL or path.")
 @click.option("--force", is_flag=True, help="Write into a directory that is not empty; its other files stay.")
 @json_option
 @with_store
@@ -53,6 +56,7 @@ def checkout(
     max_shard_size: str | None,
     renames: tuple[str, ...],
     as_imported: bool,
+    heal_from: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -65,7 +69,8 @@ def checkout(
     Of tied tensors one is written, and the others are made of it on load. --format torch writes pytorch_model.bin and
     dcp a directory for torch.distributed.checkpoint; with --all both keep the state's form and its values. --dtype
     leaves float8 and whole numbers as they are, and sets the dtype in config.json. --rename takes the first rule that
-    fits a name. --as-imported gives files back byte for byte.
+    fits a name. --as-imported gives files back byte for byte. With --heal-from what the commit lacks or has damaged is
+    brought into this store first; `cas fsck --repair` then drops what is bad.
 
     JSON, one object: out, id, format (null as imported), tensors, tied (a name to the one it is tied to), dtype,
     converted (tensors), infinite (numbers that became so), files (bytes by name), left_out (of each path, kind,
@@ -74,23 +79,40 @@ def checkout(
     """
     if as_imported and (prefix is not None or take_all or format or dtype or max_shard_size or renames):
         raise _usage("--as-imported gives back files as they were: it goes with REV, -o, --force and --json only")
-    if prefix is not None and take_all:
-        raise _usage("--all takes the whole state, so it goes without PREFIX")
-    if take_all and renames and format in ("torch", "dcp"):
-        raise _usage(f"--rename goes with names, and --format {format} --all keeps the state's form")
-    commit = store.resolve(rev)
-    leaves = store.leaves(commit.id)
-    target = _default(store, rev, commit) if out is None else _given(out)
-    if as_imported:
-        done = export_as_imported(commit, leaves, Wanted(target, force=force))
-    else:
+    _check_all(take_all, prefix, format, renames)
+
+    def written() -> Exported:
+        commit = store.resolve(rev)
+        leaves = store.leaves(commit.id)
+        target = _default(store, rev, commit) if out is None else _given(out)
+        if as_imported:
+            return export_as_imported(commit, leaves, Wanted(target, force=force))
         limit = shards.parse_size(max_shard_size or shards.DEFAULT_LIMIT)
         wanted = Wanted(target, prefix, take_all, format or FORMATS[0], dtype, limit, renames, force)
-        done = export(commit, leaves, wanted)
+        return export(commit, leaves, wanted)
+
+    done = written() if heal_from is None else _healing(store, rev, heal_from, written)
     if as_json:
         say_json(_record(done, as_imported))
     else:
         (_report_imported if as_imported else _report)(done)
+
+
+def _check_all(take_all: bool, prefix: str | None, format: str | None, renames: tuple[str, ...]) -> None:
+    """Refuse what contradicts --all."""
+    if prefix is not None and take_all:
+        raise _usage("--all takes the whole state, so it goes without PREFIX")
+    if take_all and renames and format in ("torch", "dcp"):
+        raise _usage(f"--rename goes with names, and --format {format} --all keeps the state's form")
+
+
+def _healing(store: cas.Store, rev: str | None, source: str, work: Callable[[], Exported]) -> Exported:
+    """What `work` gives, done again where it met damage and the other store was asked for what is bad."""
+    try:
+        return work()
+    except (NotFound, Corrupt):
+        store.heal(rev, places.other(source, store.remotes()) or source)
+    return work()
 
 
 def _usage(text: str) -> click.UsageError:

@@ -20,7 +20,7 @@ from .folder import NewFolder
 from .output import plural
 from .planned import PlannedFile, check_names, small_file
 from .progress import Progress
-from .selection import LeftOut, select
+from .selection import LeftOut, absent_below, scope, select
 from .weights import Weight, renamed, ties, weights_of
 
 FORMATS = ("safetensors", "torch", "dcp")
@@ -72,13 +72,16 @@ def export(commit: cas.Commit, leaves: Leaves, wanted: Wanted) -> Exported:
     """Write weights and side files."""
     _check_place(wanted.out)
     done = Exported(commit, wanted)
-    came_in = leaves.origin()
+    came_in = leaves.origin() if leaves.has_origin() else []
     done.imported = len(came_in) + len(commit.files) if came_in else 0
     held = list(leaves)
     if came_in and not any(isinstance(leaf, TensorLeaf) for leaf in held):
         what = f"the commit holds no tensors, only the {plural(done.imported, 'file')} that came in"
         raise Invalid(f"{what}; --as-imported returns them")
-    chosen = select(held, None if wanted.prefix is None else leaves.find(wanted.prefix), wanted.take_all)
+    prefix = scope(held, None if wanted.prefix is None else leaves.find(wanted.prefix), wanted.take_all)
+    for path in absent_below(held, prefix):
+        raise leaves.lacking(path)
+    chosen = select(held, prefix)
     named = renamed(chosen.tensors, wanted.renames)
     done.tensors = weights_of(named, wanted.dtype)
     done.left_out = [] if wanted.is_nested else chosen.left_out

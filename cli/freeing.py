@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, cast
@@ -19,27 +17,9 @@ from cas.pruning import Pruned
 from cas.retention import Rules
 
 from .completion import complete_revision
-from .options import Command, example, json_option, with_store
+from .options import TIME_UNITS, Command, example, json_option, time_option, with_store
 from .output import age, clean, plural, say, say_json, table, title
 from .status import Status
-
-_UNITS = {"d": 86_400, "h": 3_600, "min": 60, "m": 60, "s": 1, "": 1}
-_TIME = re.compile(rf"(\d{{1,9}})({'|'.join(_UNITS)})")
-_LONGEST = 10_000 * 86_400
-
-
-def _seconds(context: click.Context, parameter: click.Parameter, value: str) -> float:
-    """A length of time: 600, 600s, 10m, 12h, 3d, now."""
-    match = _TIME.fullmatch("0" if value == "now" else value)
-    seconds = int(match[1]) * _UNITS[match[2]] if match else _LONGEST + 1
-    if seconds > _LONGEST:
-        raise click.BadParameter(f"a time is such as 600, 10m, 12h or 3d, at most 10000d, not {value!r}")
-    return float(seconds)
-
-
-def _time_option(name: str, default: float, text: str) -> Callable[[Command], Command]:
-    return click.option(name, default=f"{default:.0f}", callback=_seconds, metavar="TIME", help=text)
-
 
 # -- gc -----------------------------------------------------------------------------------------------------------
 
@@ -49,8 +29,8 @@ def _time_option(name: str, default: float, text: str) -> Callable[[Command], Co
     epilog=example("cas gc --dry-run", "cas gc", "cas gc --expire now", "cas gc --grace 0 --expire 12h"),
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@_time_option("--grace", GRACE, "Wait so long for readers, and leave packs younger than that: 10m. 0: neither.")
-@_time_option("--expire", EXPIRE, "Keep what undo may go back to in that time: 3d. now: nothing.")
+@time_option("--grace", GRACE, "Wait so long for readers, and leave packs younger than that: 10m. 0: neither.")
+@time_option("--expire", EXPIRE, "Keep what undo may go back to in that time: 3d. now: nothing.")
 @json_option
 @with_store
 def gc(store: cas.Store, dry_run: bool, grace: float, expire: float, as_json: bool) -> None:
@@ -112,7 +92,7 @@ def _say_collected(found: Collected, grace: float, expire: float) -> None:
 
 def _words(seconds: float) -> str:
     """A length of time for people, exact: 3 days, 90 s."""
-    count, unit = next((int(seconds // size), unit) for unit, size in _UNITS.items() if seconds % size == 0)
+    count, unit = next((int(seconds // size), unit) for unit, size in TIME_UNITS.items() if seconds % size == 0)
     return plural(count, "day") if unit == "d" else f"{count} {unit}"
 
 

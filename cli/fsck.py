@@ -13,7 +13,8 @@ import click
 import cas
 from cas.errors import Invalid
 
-from .options import example, json_option, with_store
+from . import places
+from .options import Options, example, json_option, open_store, storage_option, store_option
 from .output import clean, listed, paint, plural, say, say_json
 from .progress import Progress
 
@@ -23,15 +24,24 @@ _PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)\s*%")
 
 @click.command(
     short_help="Check the store, and repair it.",
-    epilog=example("cas fsck", "cas fsck --sample 5%", "cas fsck --data --repair --from /backup/runs.cas"),
+    epilog=example("cas fsck", "cas fsck --sample 5%", "cas fsck --data --repair --from s3://bucket/run"),
 )
 @click.option("--data", is_flag=True, help="Read and verify every stored byte as well.")
 @click.option("--sample", metavar="PERCENT", help="Read this part of them, such as 5%: the next part in each run.")
 @click.option("--repair", is_flag=True, help="Write what is bad anew from good copies; nothing is changed in place.")
-@click.option("--from", "source", metavar="PATH", help="Another store, from which --repair takes what it needs.")
+@click.option("--from", "source", metavar="STORE", help="Take what --repair needs from this remote, URL or path.")
 @json_option
-@with_store
-def fsck(store: cas.Store, data: bool, sample: str | None, repair: bool, source: str | None, as_json: bool) -> int:
+@storage_option("the store, or of that of --from where it is given")
+@store_option
+def fsck(
+    data: bool,
+    sample: str | None,
+    repair: bool,
+    source: str | None,
+    as_json: bool,
+    options: Options,
+    place: str | None,
+) -> int:
     """Check the store: log, packs, refs, and all that commits name. Changes nothing without --repair.
 
     Reading that was cut off goes on where it stopped. What was found bad is told of until it is gone. Repair gives up
@@ -42,9 +52,12 @@ def fsck(store: cas.Store, data: bool, sample: str | None, repair: bool, source:
     """
     part = None if sample is None else _part(sample)
     with contextlib.ExitStack() as stack:
-        other = None if source is None else stack.enter_context(cas.open(source))
+        store = stack.enter_context(open_store(place, options if source is None else None))
+        other = places.other(source, store.remotes()) if source is not None else None
         with _progress() as progress:
-            findings = store.fsck(data=data, sample=part, repair=repair, source=other, progress=progress)
+            findings = store.fsck(
+                data, sample=part, repair=repair, source=other, storage_options=options or None, progress=progress
+            )
     for finding in findings:
         if as_json:
             say_json(asdict(finding))

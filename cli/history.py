@@ -20,8 +20,9 @@ from .output import age, number, say_json, table, title
 
 _FIELDS = (
     *("id", "parents", "time", "author", "message", "step", "metrics", "meta"),
-    *("files", "origin", "raw", "new", "stored", "pruned"),
+    *("files", "origin", "raw", "new", "stored", "pruned", "partial", "shallow"),
 )
+_KINDS = ("branches", "tags", "tracking")
 _METRICS = 3  # as many stand in a line of the log
 
 
@@ -41,14 +42,15 @@ def log(store: cas.Store, rev: str | None, count: int | None, graph: bool, root:
     """The commit REV and its history, newest first: id, step, age, new bytes or pruned, metrics, refs, message.
 
     The history goes from first parent to first parent; with --graph to all parents and, without REV, from all
-    branches and tags. Of a pruned commit the state is gone; what stands here stays.
+    branches and tags. Of a pruned commit the state is gone; what stands here stays. Of a partial one a part of the
+    state is not here, and of a shallow one the parents: `cas fetch` brings them.
 
     With --root every change of branches, tags and policies: number, age, who, why, what moved. `no undo` stands at
     records that `cas undo` can no longer go back to.
 
     JSON: id, parents, time, author, message, step, metrics, meta, files, origin (bytes of the files that it was
-    imported from, or null), raw, new, stored (bytes of the state, of it new, and as these are stored), pruned (true or
-    false), branches, tags.
+    imported from, or null), raw, new, stored (bytes of the state, of it new, and as these are stored), pruned, partial
+    and shallow (true or false), branches, tags, tracking (of remotes, such as origin/main).
 
     JSON with --root: seq, time, who, host, why, changes (kind, name, old and new id or null), undoable.
     """
@@ -71,21 +73,21 @@ def log(store: cas.Store, rev: str | None, count: int | None, graph: bool, root:
 def _drawn(commits: Iterable[cas.Commit], names: Names) -> Iterator[tuple[str, ...]]:
     graph = Graph[str]()
     for commit in commits:
-        prefix, lines = graph.add(commit.id, commit.parents)
+        prefix, lines = graph.add(commit.id, () if commit.shallow else commit.parents)
         row = _row(commit, names)
         yield (prefix, *row)
         yield from ((line, *("" for _ in row)) for line in lines)
 
 
 Names = dict[str, dict[str, list[str]]]
-"""By commit id: what branches and tags name it."""
+"""By commit id: what branches, tags and tracking branches name it."""
 
 
 def names_of(store: cas.Store) -> Names:
     found: Names = {}
     for kind, refs in store.refs().items():
         for name, commit in refs.items():
-            found.setdefault(commit, {"branches": [], "tags": []})[kind].append(name)
+            found.setdefault(commit, {kind: [] for kind in _KINDS})[kind].append(name)
     return found
 
 
@@ -94,8 +96,8 @@ def refs_of(commit: cas.Commit, names: Names) -> list[str]:
 
 
 def record(commit: cas.Commit, names: Names) -> dict[str, Any]:
-    held = names.get(commit.id, {"branches": [], "tags": []})
-    return {name: getattr(commit, name) for name in _FIELDS} | {kind: sorted(held[kind]) for kind in held}
+    held = names.get(commit.id, {})
+    return {name: getattr(commit, name) for name in _FIELDS} | {kind: sorted(held.get(kind, [])) for kind in _KINDS}
 
 
 def _row(commit: cas.Commit, names: Names) -> tuple[str, ...]:
@@ -105,11 +107,17 @@ def _row(commit: cas.Commit, names: Names) -> tuple[str, ...]:
         commit.id[:8],
         "" if commit.step is None else f"step {commit.step}",
         age(commit.time),
-        "pruned" if commit.pruned else f"{human_bytes(commit.new)} new",
+        _size(commit),
         ", ".join(metrics[:_METRICS] + more),
         ", ".join(refs_of(commit, names)),
         title(commit.message),
     )
+
+
+def _size(commit: cas.Commit) -> str:
+    """The bytes that were new, and what of them is not here."""
+    size = "pruned" if commit.pruned else f"{human_bytes(commit.new)} new"
+    return ", ".join([size, *(["partial"] if commit.partial else []), *(["shallow"] if commit.shallow else [])])
 
 
 # -- the store's log ----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import click
@@ -12,7 +12,7 @@ import cas
 from cas.block import short
 from cas.commits import human_bytes
 from cas.errors import NotFound
-from cas.leaves import Leaf, TensorLeaf, ValueLeaf
+from cas.leaves import ABSENT, Leaf, TensorLeaf, ValueLeaf
 from cas.paths import Path, Patterns, format_key, format_path, parse_levels
 
 from .completion import complete_revision
@@ -73,7 +73,7 @@ def _say_commit(commit: cas.Commit, names: Names) -> None:
     size = f"{human_bytes(commit.raw)}, {human_bytes(commit.new)} new, {human_bytes(commit.stored)} stored for it"
     rows = [
         ("refs", ", ".join(refs_of(commit, names))),
-        ("parents", " ".join(commit.parents)),
+        ("parents", f"{' '.join(commit.parents)}{' (not all are here: shallow)' if commit.shallow else ''}"),
         ("time", f"{commit.time.astimezone():%Y-%m-%d %H:%M:%S %z} ({age(commit.time)})"),
         ("author", commit.author),
         ("step", "" if commit.step is None else str(commit.step)),
@@ -82,7 +82,7 @@ def _say_commit(commit: cas.Commit, names: Names) -> None:
         ("files", ", ".join(commit.files)),
         ("origin", "" if commit.origin is None else f"{human_bytes(commit.origin)} in files that were imported"),
         ("size", size),
-        ("state", "pruned; `cas log --root` says when" if commit.pruned else ""),
+        ("state", _missing(commit)),
     ]
     say(f"{paint('commit', 'dim')}   {paint(commit.id, 'yellow')}")
     for label, said in rows:
@@ -95,19 +95,43 @@ def _say_commit(commit: cas.Commit, names: Names) -> None:
     say()
 
 
+def _missing(commit: cas.Commit) -> str:
+    """What of the state is not here, and why."""
+    if commit.pruned:
+        return "pruned; `cas log --root` says when"
+    return "partial: what is absent was not fetched or sent with the rest" if commit.partial else ""
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What leaves there are, and the bytes of them."""
+
+    tensors: int = 0
+    values: int = 0
+    absent: int = 0
+    nbytes: int = 0
+
+    def add(self, leaf: Leaf) -> None:
+        is_tensor = isinstance(leaf, TensorLeaf)
+        is_absent = isinstance(leaf, ValueLeaf) and leaf.kind == ABSENT
+        self.tensors += is_tensor
+        self.absent += is_absent
+        self.values += not is_tensor and not is_absent
+        self.nbytes += leaf.nbytes
+
+
 def _say_leaves(leaves: Iterable[Leaf]) -> None:
-    tensors, values, nbytes = 0, 0, 0
+    total = _Counts()
 
     def rows() -> Iterator[tuple[str, ...]]:
-        nonlocal tensors, values, nbytes
         for leaf in leaves:
-            nbytes += leaf.nbytes
-            tensors += isinstance(leaf, TensorLeaf)
-            values += isinstance(leaf, ValueLeaf)
+            total.add(leaf)
             yield _leaf_row(leaf)
 
     table(rows(), right={1}, colour={2: "cyan"})
-    say(paint(f"{plural(tensors, 'tensor')}, {plural(values, 'value')}, {human_bytes(nbytes)}", "dim"))
+    absent = [f"{total.absent:,} absent"] if total.absent else []
+    counts = [plural(total.tensors, "tensor"), plural(total.values, "value"), *absent, human_bytes(total.nbytes)]
+    say(paint(", ".join(counts), "dim"))
 
 
 def _leaf_row(leaf: Leaf) -> tuple[str, ...]:
@@ -121,6 +145,8 @@ def _leaf_row(leaf: Leaf) -> tuple[str, ...]:
 def _value(leaf: ValueLeaf) -> str:
     if leaf.is_composite:
         return "its parts follow"
+    if leaf.kind == ABSENT:
+        return ""
     is_empty = leaf.value is None and not leaf.nbytes and leaf.kind != "None"
     return "empty" if is_empty else brief(leaf)
 
@@ -136,19 +162,15 @@ class _Entry:
 
     path: Path
     leaf: Leaf | None = None
-    tensors: int = 0
-    values: int = 0
-    nbytes: int = 0
+    below: _Counts = field(default_factory=_Counts)
 
     def add(self, leaf: Leaf) -> None:
         if leaf.path == self.path:
             self.leaf = leaf
-            self.nbytes += leaf.nbytes
+            self.below.nbytes += leaf.nbytes
             return
         self.leaf = None  # a composite, whose parts these are
-        self.tensors += isinstance(leaf, TensorLeaf)
-        self.values += isinstance(leaf, ValueLeaf)
-        self.nbytes += leaf.nbytes
+        self.below.add(leaf)
 
 
 @click.command(
@@ -165,8 +187,8 @@ def ls(store: cas.Store, rev: str | None, patterns: tuple[str, ...], as_json: bo
     A subtree is one line with what is in it; `cas show` lists every leaf. A PATTERN with stars lists the first level
     that matches: * stands for anything in one level, ** for any levels.
 
-    JSON: kind: subtree, path, tensors, values, bytes; or kind: tensor, path, dtype, shape, bytes; or kind: value,
-    path, type, bytes, value (null where it is long).
+    JSON: kind: subtree, path, tensors, values, absent, bytes; or kind: tensor, path, dtype, shape, bytes; or kind:
+    value, path, type, bytes, value (null where it is long).
     """
     leaves = store.leaves(rev)
     entries = _entries(leaves, patterns or (".",))
@@ -216,12 +238,15 @@ class _Place:
 def _entry_row(entry: _Entry) -> tuple[str, ...]:
     if entry.leaf is not None:
         return _leaf_row(entry.leaf)
-    counts = [plural(count, word) for count, word in ((entry.tensors, "tensor"), (entry.values, "value")) if count]
-    return f"{format_path(entry.path)}/", human_bytes(entry.nbytes), "", ", ".join(counts)
+    held = entry.below
+    words = [(held.tensors, plural(held.tensors, "tensor")), (held.values, plural(held.values, "value"))]
+    counts = [text for count, text in [*words, (held.absent, f"{held.absent:,} absent")] if count]
+    return f"{format_path(entry.path)}/", human_bytes(held.nbytes), "", ", ".join(counts)
 
 
 def _entry_record(entry: _Entry) -> dict[str, Any]:
     if entry.leaf is not None:
         return _leaf_record(entry.leaf)
-    counts = {"tensors": entry.tensors, "values": entry.values, "bytes": entry.nbytes}
+    held = entry.below
+    counts = {"tensors": held.tensors, "values": held.values, "absent": held.absent, "bytes": held.nbytes}
     return {"kind": "subtree", "path": format_path(entry.path), **counts}

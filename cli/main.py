@@ -8,6 +8,8 @@ Errors are one sentence on stderr. A closed pipe (`cas log | head -1`) ends sile
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 import traceback
@@ -19,11 +21,23 @@ import click
 
 from cas.errors import CasError
 
+from .options import storage_option
 from .output import clean
 
 INTERRUPTED = 130
 _USAGE = 2
 _OTHER = 3
+
+
+class _Warnings(logging.Handler):
+    """Shows what `cas` warns of on stderr, a sentence each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody reads stderr
+            print(f"cas: warning: {clean(record.getMessage())}", file=sys.stderr, flush=True)
+
+
+_warnings = _Warnings(logging.WARNING)
 
 
 class _PipeClosed(Exception):
@@ -45,7 +59,13 @@ COMMANDS = {
     "undo": "rewinding",
     "plot": "plot",
     "stats": "upkeep",
+    "remote": "remote",
+    "clone": "clone",
+    "fetch": "fetch",
+    "pull": "pull",
+    "push": "push",
     "prune": "freeing",
+    "repack": "repack",
     "gc": "freeing",
     "fsck": "fsck",
     "completion": "completion",
@@ -74,13 +94,14 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--store", "place", metavar="PATH", envvar="CAS_STORE", help="The store. Else CAS_STORE, else upwards.")
+@storage_option("the store")
 @click.version_option(package_name="cas-checkpoints", prog_name="cas")
 @click.pass_context
-def cas(context: click.Context, place: str | None) -> None:
+def cas(context: click.Context, place: str | None, options: dict[str, Any]) -> None:
     """Checkpoints in a content-addressed store.
 
     The store is --store, CAS_STORE, or the first found upwards from the current directory: a directory with
-    cas.json, a .cas/ store, or a .cas file that holds a path.
+    cas.json, a .cas/ store, or a .cas file that holds a path or URL. A URL is such as s3://bucket/run.
 
     A revision REV is a branch, a tag, 4 or more digits of an id, or steps from one: main~2, main@{1},
     main@step:1000, main@min:loss. Without one it is main, else the only branch.
@@ -104,13 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a name must not fail for want of an encoding
+    logging.getLogger("cas").addHandler(_warnings)  # once: a handler is added to a logger only if it is not there
     try:
         return _run(arguments)
     except _PipeClosed:
         _drop(sys.stdout)
         return 0
-    except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted", INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt) as error:
+        return _fail(": ".join(filter(None, ("interrupted", str(error)))), INTERRUPTED)
     except click.ClickException as error:
         return _fail(_usage(error), _USAGE)
     except CasError as error:

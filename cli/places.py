@@ -1,12 +1,13 @@
 """Which store a command works on: `--store`, `CAS_STORE`, else upwards from the current directory.
 
-A place is a directory with `cas.json`, a directory with such a one called `.cas` in it, or a file `.cas` that holds
-the path (relative to the file) or URL of one.
+A place is a URL, a directory with `cas.json`, a directory with such a one called `.cas` in it, or a file `.cas` that
+holds the path (relative to the file) or URL of one.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from pathlib import Path
 
 from cas.errors import Invalid, NotFound
@@ -34,8 +35,46 @@ def find(said: str | None) -> str:
     raise NoStore(f"there is no store in {here} or above it; make one with `cas init`, or name one with --store")
 
 
+def cache() -> str | None:
+    """The directory for what is derived of stores on other machines; None where the environment names none."""
+    own = os.environ.get("CAS_CACHE")
+    if own:
+        return os.path.abspath(os.path.expanduser(own))
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return os.path.join(shared, "cas") if os.path.isabs(shared) else None  # a relative one is to be ignored
+
+
+def other(said: str | None, known: Container[str]) -> str | None:
+    """Another store: None and the name of a remote as they are, else the URL or whole path of a store."""
+    if said is None or said in known:
+        return said
+    try:
+        return located(said)
+    except NoStore as error:
+        raise NotFound(
+            f"there is no remote called {said}, nor a store at that path; `cas remote list` shows the remotes, and "
+            "`cas remote add` adds one"
+        ) from error
+
+
+def located(said: str) -> str:
+    """The URL, or the whole path, of a store that is there."""
+    place = _given(said)
+    return place if is_url(place) else os.path.abspath(place)
+
+
+def name(place: str) -> str:
+    """What people call a store: the directory or the last part of the URL that it is, else what that stands in."""
+    parts = Path(place.partition("://")[2] if is_url(place) else os.path.realpath(place)).parts
+    return parts[-2] if len(parts) > 1 and parts[-1] == FOLDER else parts[-1]
+
+
+def is_url(place: str) -> bool:
+    return "://" in place
+
+
 def _given(said: str) -> str:
-    if "://" in said:
+    if is_url(said):
         return said
     path = Path(said).expanduser()
     found = _pointed(path) if path.is_file() else _at(path)
@@ -64,7 +103,7 @@ def _pointed(file: Path) -> str:
         text = ""
     if not text or len(data) > _LONGEST or not text.isprintable():
         raise Invalid(f"{file} does not hold the path of a store on one line; correct it or remove it")
-    if "://" in text:
+    if is_url(text):
         return text
     target = file.parent / Path(text).expanduser()
     if not (target / MARK).is_file():

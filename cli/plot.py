@@ -109,8 +109,7 @@ def _charts() -> ModuleType:
 
 def _name(store: cas.Store) -> str:
     """What people call the store: the directory it is, or the one it stands in."""
-    path = Path(store.path).resolve()
-    return path.parent.name if path.name == places.FOLDER else path.name
+    return places.name(store.url)
 
 
 def _write(target: Path, data: bytes) -> None:

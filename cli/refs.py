@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 import cas
@@ -15,28 +17,45 @@ from .output import age, clean, say, say_json, table, title
 
 @click.command(
     short_help="List, make, move or remove branches.",
-    epilog=example("cas branch -v", "cas branch lora main~2", "cas branch main main@{1} --force", "cas branch -d lora"),
+    epilog=example(
+        "cas branch -v",
+        "cas branch -a",
+        "cas branch lora main~2",
+        "cas branch main main@{1} --force",
+        "cas branch -d lora",
+    ),
 )
 @click.argument("name", required=False, shell_complete=complete_revision)
 @click.argument("rev", required=False, shell_complete=complete_revision)
 @click.option("-d", "--delete", is_flag=True, help="Remove the branch; its commits stay in the store.")
 @click.option("--force", is_flag=True, help="Move a branch that exists; the log keeps where it was.")
 @click.option("-v", "--verbose", is_flag=True, help="List also what each branch alone takes.")
+@click.option("-r", "--remotes", is_flag=True, help="List the tracking branches instead: origin/main and the like.")
+@click.option("-a", "--all", "both", is_flag=True, help="List the tracking branches, too.")
 @json_option
 @with_store
 def branch(
-    store: cas.Store, name: str | None, rev: str | None, delete: bool, force: bool, verbose: bool, as_json: bool
+    store: cas.Store,
+    name: str | None,
+    rev: str | None,
+    delete: bool,
+    force: bool,
+    verbose: bool,
+    remotes: bool,
+    both: bool,
+    as_json: bool,
 ) -> None:
     """List branches, or make the branch NAME at REV.
 
     With -v also the stored bytes that no other branch or tag leads to: what deleting the branch would free, once
-    garbage is collected.
+    garbage is collected. Tracking branches say where those of a remote were when `cas fetch` last looked.
 
-    JSON when listing: name, id, step, time, message; with -v also frees.
+    JSON when listing: name, id, step, time, message; with -v also frees (not of tracking branches).
     """
-    _check(name, rev, delete, as_json or verbose)
+    _check(name, rev, delete, as_json or verbose or remotes or both)
     if name is None:
-        _list(store, "branches", as_json, store.branch_sizes() if verbose else {})
+        kinds = ["branches", "tracking"] if both else ["tracking"] if remotes else ["branches"]
+        _list(store, kinds, as_json, store.branch_sizes() if verbose else {})
     elif delete:
         was = store.refs()["branches"].get(name, "")
         store.delete_branch(name)
@@ -64,7 +83,7 @@ def tag(store: cas.Store, name: str | None, rev: str | None, delete: bool, as_js
     """
     _check(name, rev, delete, as_json)
     if name is None:
-        _list(store, "tags", as_json, {})
+        _list(store, ["tags"], as_json, {})
     elif delete:
         at = store.refs()["tags"].get(name, "")
         store.delete_tag(name)
@@ -77,12 +96,13 @@ def _check(name: str | None, rev: str | None, delete: bool, as_json: bool) -> No
     if delete and (name is None or rev is not None):
         raise click.UsageError("-d takes one name and no revision", click.get_current_context())
     if as_json and name is not None:
-        raise click.UsageError("--json and -v are for listing, without a name", click.get_current_context())
+        raise click.UsageError("-v, -r, -a and --json are for listing, without a name", click.get_current_context())
 
 
-def _list(store: cas.Store, kind: str, as_json: bool, sizes: dict[str, int]) -> None:
+def _list(store: cas.Store, kinds: Sequence[str], as_json: bool, sizes: dict[str, int]) -> None:
     """`sizes`: of some refs, what deleting them would free."""
-    commits = [(name, store.resolve(held)) for name, held in sorted(store.refs()[kind].items())]
+    refs = store.refs()
+    commits = [(name, store.resolve(held)) for kind in kinds for name, held in sorted(refs.get(kind, {}).items())]
     if as_json:
         for name, at in commits:
             frees = {"frees": sizes[name]} if name in sizes else {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cas.commits import human_bytes
 from cas.errors import Invalid
-from cas.leaves import Leaf, TensorLeaf, ValueLeaf
+from cas.leaves import ABSENT, Leaf, TensorLeaf, ValueLeaf
 from cas.paths import Path, format_path
 
 from .output import listed
@@ -37,13 +37,25 @@ class Selection:
     taken_apart: dict[str, str]
 
 
-def select(leaves: Iterable[Leaf], prefix: Path | None, take_all: bool) -> Selection:
-    """What to take: all; what is below `prefix`; the one subtree that is a model; or a flat state as it is."""
-    held = list(leaves)
+def scope(leaves: Iterable[Leaf], prefix: Path | None, take_all: bool) -> Path:
+    """Below which path to take all: any; `prefix`; the one subtree that is a model; or any of a flat state."""
     if take_all:
-        prefix = ()
-    elif prefix is None:
-        prefix = _model(held)
+        return ()
+    return _model(list(leaves)) if prefix is None else prefix
+
+
+def absent_below(leaves: Iterable[Leaf], prefix: Path) -> Iterator[Path]:
+    """Where below `prefix` something is absent on purpose."""
+    return (leaf.path for leaf in leaves if _is_absent(leaf) and leaf.path[: len(prefix)] == prefix)
+
+
+def _is_absent(leaf: Leaf) -> bool:
+    return isinstance(leaf, ValueLeaf) and leaf.kind == ABSENT
+
+
+def select(leaves: Iterable[Leaf], prefix: Path) -> Selection:
+    """What to take: all tensors below `prefix`."""
+    held = list(leaves)
     named: dict[str, TensorLeaf] = {}
     for leaf in held:
         if isinstance(leaf, TensorLeaf) and leaf.path[: len(prefix)] == prefix:

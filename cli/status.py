@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
 
 from .output import clean, cut
+from .progress import columns
 
 _PERIOD = 0.5  # seconds from one drawing to the next
 _CLEAR = "\r\x1b[K"
@@ -47,7 +47,7 @@ class Status:
     def _run(self) -> None:
         while not self._ended.wait(_PERIOD):
             self._drawn = True
-            self._write(_CLEAR + cut(clean(self._line()), shutil.get_terminal_size().columns - 1))
+            self._write(_CLEAR + cut(clean(self._line()), columns() - 1))
 
     @staticmethod
     def _write(text: str) -> None:

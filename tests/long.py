@@ -55,6 +55,7 @@ PROOFS = (
     Proof("16 writers", ("test_stress.py",), {"CAS_TEST_SECONDS": "600"}, 600, "seconds", 3600),
     Proof("parsers", ("test_parsers.py",), {"CAS_TEST_SECONDS": "60"}, 60, "seconds a parser", 600),
     Proof("ranks", ("test_joint_faults.py",), {"CAS_TEST_RANK_KILLS": "100"}, 100, "kills", 1_000),
+    Proof("requests to S3", ("test_faults_s3.py",), {"CAS_TEST_EVERY_CALL": "1"}, 1, "runs of all requests", 1),
     Proof("protocol", ("-m", "long", "test_protocol.py"), {}, 1, "searches of all long scenarios", 1),
 )
 

@@ -7,6 +7,7 @@ rank runs is a function at the top of a module, called with its rank first.
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -161,6 +162,7 @@ def _main(
 ) -> None:
     global _pipe
     _pipe = pipe
+    faulthandler.enable()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
     try:
         store = dist.TCPStore("127.0.0.1", port, None, hosts, datetime.timedelta(seconds=30), wait_for_workers=False)

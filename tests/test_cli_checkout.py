@@ -136,7 +136,7 @@ def test_what_is_left_out_is_named_where_it_forks_off() -> None:
         ValueLeaf(("d", 1), "str", 9, None),
         leaf("e"),
     ]
-    chosen = select(leaves, ("a", "b"), False)
+    chosen = select(leaves, ("a", "b"))
     assert list(chosen.tensors) == ["w"]
     assert [(part.path, part.kind, part.nbytes) for part in chosen.left_out] == [
         ("a/b/n", "int", 0),
@@ -152,8 +152,8 @@ def test_a_composite_is_left_out_by_its_parts_alone() -> None:
         leaf("m", "sp", "indices"),
         leaf("m", "sp", "values"),
     ]
-    assert select(leaves, ("m",), False).taken_apart == {"m/sp": "torch.sparse_coo"}
-    chosen = select(leaves, ("m", "sp", "values"), False)
+    assert select(leaves, ("m",)).taken_apart == {"m/sp": "torch.sparse_coo"}
+    chosen = select(leaves, ("m", "sp", "values"))
     assert chosen.taken_apart == {}
     assert [part.path for part in chosen.left_out] == ["m/sp/indices"]
 
@@ -281,6 +281,6 @@ def test_a_tensor_in_interleaved_shards_is_streamed(tmp_path: Path, monkeypatch:
             assert isinstance(found, TensorLeaf)
             (held,) = extent_of(found.entry.content, found.shape, 4, leaves.objects).shards
             shards.append(ShardBlocks(Box((0, start), found.shape), held.edges, held.ids))
-        monkeypatch.setattr("cas.leaves.extent_of", lambda *_: Extent(whole.shape, 4, tuple(shards)))
+        monkeypatch.setattr("cas.leaves.extent_for", lambda *_: Extent(whole.shape, 4, tuple(shards)))
         pieces = leaves.stream([leaf("w", shape=whole.shape)], 100_000)
         assert b"".join(map(bytes, pieces)) == whole.tobytes()

@@ -323,3 +323,83 @@ def test_an_interrupt_leaves_the_branch_as_it_was(folder: Path) -> None:
         assert (child.returncode, said.decode().strip()) in ((130, "cas: interrupted"), (0, ""))
     assert run(folder, "fsck", "--data").returncode == 0
     assert len(log(folder)) in (1, 2)
+
+
+# -- as changes of what is there ------------------------------------------------------------------------------------
+
+
+def tuned(held: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    made = torch.Generator().manual_seed(seed)
+    return {name: tensor * (1 + 1e-4 * torch.randn(tensor.shape, generator=made)) for name, tensor in held.items()}
+
+
+def took(folder: Path, *arguments: str) -> int:
+    """The bytes that one commit stored."""
+    (done,) = objects(ok(folder, "commit", *arguments, "--json"))
+    stored: int = done["stored"]
+    return stored
+
+
+def test_tensors_are_stored_as_changes_of_the_parents_unless_told_not_to(folder: Path) -> None:
+    held = weights(1)
+    for number in range(3):
+        save_file(held, folder / f"{number}.safetensors")
+        held = tuned(held, 10 + number)
+    whole = took(folder, "0.safetensors")
+    assert took(folder, "1.safetensors") < 0.7 * whole
+    assert took(folder, "2.safetensors", "--no-delta") > 0.95 * whole
+    ok(folder, "checkout", "main~1", "--as-imported", "-o", "back")
+    assert contents(folder / "back") == {"1.safetensors": (folder / "1.safetensors").read_bytes()}
+
+
+def test_a_base_is_used_wherever_it_is_in_the_history(folder: Path) -> None:
+    """It is no tip, so that nothing but its name leads there."""
+    held = weights(1)
+    for number, each in enumerate([held, weights(2), tuned(held, 3), tuned(held, 4)]):
+        save_file(each, folder / f"{number}.safetensors")
+    whole = took(folder, "0.safetensors", "--no-delta")
+    ok(folder, "commit", "1.safetensors", "--no-delta")
+    assert took(folder, "2.safetensors", "-b", "tuned", "--base", "main~1") < 0.7 * whole
+    ok(folder, "branch", "-d", "tuned")
+    ok(folder, "gc", "--grace", "0", "--expire", "now")
+    assert took(folder, "3.safetensors", "-b", "alone") > 0.85 * whole
+    ok(folder, "fsck", "--data")
+
+
+def test_a_base_that_is_of_no_use_is_said_to_be(folder: Path) -> None:
+    (folder / "hf").mkdir()
+    save_file(weights(1), folder / "m.safetensors")
+    save_file(tuned(weights(1), 2), folder / "hf/model.safetensors")
+    (folder / "hf/config.json").write_text("{}")
+    ok(folder, "commit", "m.safetensors")
+    note = "--base is of no use: no tensor has path, shape and dtype of one in main"
+    for more in (["--dry-run"], []):
+        assert note in ok(folder, "commit", "hf", "-b", "hf", "--base", "main", *more)
+    half = {name: tensor.half() for name, tensor in weights(1).items()}
+    save_file(half, folder / "half.safetensors")
+    assert note in ok(folder, "commit", "half.safetensors", "-b", "half", "--base", "main")
+    save_file(tuned(weights(1), 3), folder / "t.safetensors")
+    assert "--base" not in ok(folder, "commit", "t.safetensors", "-b", "t", "--base", "main")
+
+
+def test_a_base_that_is_not_there_is_refused_before_anything_is_stored(folder: Path) -> None:
+    save_file(weights(1), folder / "0.safetensors")
+    save_file(weights(2), folder / "1.safetensors")
+    ok(folder, "commit", "0.safetensors", "1.safetensors")
+    ok(folder, "prune", "main", "--keep-last", "1", "--yes")
+    before, held = stored(folder), refs(folder)
+    save_file(weights(3), folder / "2.safetensors")
+    said = refused(folder, 11, "commit", "2.safetensors", "-b", "b", "--base", "nowhere")
+    assert "no branch, tag or commit is called nowhere" in said
+    said = refused(folder, 11, "commit", "2.safetensors", "-b", "b", "--base", "main~1", "--dry-run")
+    pruned = log(folder)[0]["id"][:8]
+    assert said == f"--base main~1 is commit {pruned}, whose state was pruned; name one that is there"
+    assert (stored(folder), refs(folder)) == (before, held)
+
+
+@pytest.mark.parametrize("other", [["--no-delta"], ["--codec", "raw"], ["--codec", "zstd"]])
+def test_a_base_and_what_leaves_no_room_for_it_exclude_each_other(folder: Path, other: list[str]) -> None:
+    save_file(weights(1), folder / "m.safetensors")
+    ok(folder, "commit", "m.safetensors")
+    said = refused(folder, 2, "commit", "m.safetensors", "-b", "b", "--base", "main", *other)
+    assert said.startswith(f"--base and {' '.join(other)} exclude each other")

@@ -80,7 +80,7 @@ def test_a_sample_is_a_percentage(place: Path, part: str) -> None:
 
 def test_a_source_must_be_a_store_and_is_for_repairs(place: Path) -> None:
     assert "repair" in refused(place, 2, "fsck", "--from", "clone")
-    assert "no store at" in refused(place, 11, "fsck", "--repair", "--from", "nothing")
+    assert "nor a store at" in refused(place, 11, "fsck", "--repair", "--from", "nothing")
 
 
 def test_reading_draws_progress_on_a_terminal(tmp_path: Path) -> None:

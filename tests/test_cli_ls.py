@@ -25,8 +25,8 @@ def paths(place: Path, *arguments: str) -> list[str]:
 def test_without_a_pattern_it_lists_the_top_with_what_is_below(place: Path) -> None:
     found = objects(ok(place, "ls", "--json"))
     assert found[:3] == [
-        {"kind": "subtree", "path": "model", "tensors": 2, "values": 0, "bytes": 64 * 32 * 4 + 32 * 4},
-        {"kind": "subtree", "path": "optimizer", "tensors": 1, "values": 2, "bytes": 64 * 32 * 4},
+        {"kind": "subtree", "path": "model", "tensors": 2, "values": 0, "absent": 0, "bytes": 64 * 32 * 4 + 32 * 4},
+        {"kind": "subtree", "path": "optimizer", "tensors": 1, "values": 2, "absent": 0, "bytes": 64 * 32 * 4},
         {"kind": "value", "path": "step", "type": "int", "bytes": 0, "value": 20},
     ]
     assert found[3]["bytes"] == 100_000

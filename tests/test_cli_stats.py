@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_process import make_store, objects, ok, refused
+from cli_process import environment, in_terminal, make_store, objects, ok, refused
 
 import cas
+from cas.commits import human_bytes
 
 
 @pytest.fixture
@@ -45,6 +47,92 @@ def test_what_was_read_from_files_counts_as_these_files(tmp_path: Path) -> None:
     with cas.open(tmp_path / ".cas", create=True) as store:
         store.commit({}, origin={"file": [KnownFile.at(tmp_path / "file").whole()]})
     assert objects(ok(tmp_path, "stats", "--json"))[0]["files"] == 5000
+
+
+def family(folder: Path) -> None:
+    """Three commits whose model changes a little and whose backbone stays, and a branch that is gone."""
+    drawn = np.random.default_rng(0).standard_normal(3 << 16).astype(np.float32)
+    with cas.open(folder / ".cas", create=True) as store:
+        for step in range(3):
+            model = (drawn[: 1 << 16] * (1 + 1e-4 * step)).astype(np.float32)
+            state = {"model": {"w": model}, "backbone": {"w": drawn[1 << 16 :]}, "step": np.arange(2)}
+            options = {"parent": "main"} if step else {}
+            store.commit(state, codec="planes", delta="parent", **options)
+        store.commit({"w": drawn + 1}, codec="raw", branch="side")
+        store.branch("old", "main~2")
+        store.delete_branch("side")
+
+
+def row(output: str, name: str) -> list[str]:
+    """The numbers in the row of this name."""
+    (found,) = (line for line in output.splitlines() if line.strip().startswith(name))
+    return re.findall(r"[\d.]+ [kM]?B|[\d.]+", found.strip().removeprefix(name))
+
+
+def test_savings_are_split_by_part_and_dtype(tmp_path: Path) -> None:
+    family(tmp_path)
+    (held,) = objects(ok(tmp_path, "stats", "--json"))
+    saved, output = held["savings"], ok(tmp_path, "stats")
+    whole = saved["whole"]
+    assert (saved["commits"], whole["raw"], whole["dedup"]) == (3, 3 * (12 << 16) + 48, 2 * (8 << 16) + 32)
+    assert whole["raw"] - whole["dedup"] - whole["delta"] - whole["entropy"] == whole["stored"]
+    assert min(whole["delta"], whole["entropy"]) > 0
+    parts = {part["name"]: part for part in saved["parts"]}
+    assert (parts["model"]["dedup"], parts["backbone"]["delta"], parts["(leaves)"]["stored"]) == (0, 0, 16)
+    assert [dtype["name"] for dtype in saved["dtypes"]] == ["float32", "int64"]
+    sums = [human_bytes(whole[key]) for key in ("raw", "dedup", "delta", "entropy", "stored")]
+    assert row(output, "3 commits") == [*sums, f"{whole['stored'] / whole['raw']:.3f}"]
+    assert row(output, "backbone")[:2] == ["1.57 MB", "1.05 MB"]
+    assert row(output, "(leaves)") == ["48 B", "32 B", "0 B", "0 B", "16 B", "0.333"]
+
+
+def test_depths_of_chains_name_the_branches(tmp_path: Path) -> None:
+    family(tmp_path)
+    (held,) = objects(ok(tmp_path, "stats", "--json"))
+    depths = held["savings"]["depths"]
+    assert [(depth["depth"], depth["branches"]) for depth in depths] == [(0, ["old"]), (1, ["main"])]
+    lines = ok(tmp_path, "stats").splitlines()
+    header = next(at for at, line in enumerate(lines) if line.startswith("depth"))
+    assert [line.split()[0] for line in lines[header + 1 :]] == ["0", "1"]
+    assert [line.split()[-1] for line in lines[header + 1 :]] == ["old", "main"]
+
+
+def test_what_is_dead_is_said_where_there_is_some(tmp_path: Path) -> None:
+    family(tmp_path)
+    (held,) = objects(ok(tmp_path, "stats", "--json"))
+    assert held["savings"]["dead"] > 12 << 16
+    assert row(ok(tmp_path, "stats"), "dead")[0] == human_bytes(held["savings"]["dead"])
+    ok(tmp_path, "gc", "--grace", "0", "--expire", "now")
+    assert objects(ok(tmp_path, "stats", "--json"))[0]["savings"]["dead"] == 0
+    assert "dead" not in ok(tmp_path, "stats")
+
+
+def test_an_empty_store_has_no_table(tmp_path: Path) -> None:
+    ok(tmp_path, "init")
+    assert "dedup" not in ok(tmp_path, "stats")
+    assert objects(ok(tmp_path, "stats", "--json"))[0]["savings"]["commits"] == 0
+
+
+def test_of_many_parts_the_small_ones_share_a_row(tmp_path: Path) -> None:
+    with cas.open(tmp_path / ".cas", create=True) as store:
+        store.commit({f"part{number:02}": {"w": np.zeros(100 - number, np.uint8)} for number in range(20)})
+    output = ok(tmp_path, "stats")
+    assert "part11" in output
+    assert "part12" not in output
+    assert row(output, "8 more")[0] == f"{sum(100 - number for number in range(12, 20))} B"
+
+
+def test_the_tables_fit_a_terminal_however_long_names_are(tmp_path: Path) -> None:
+    family(tmp_path)
+    with cas.open(tmp_path / ".cas") as store:
+        store.commit({"long " * 50: {"w": np.arange(1000)}, "\x1b[2J": {"w": np.arange(3)}}, branch="b" * 200)
+    code, output = in_terminal(tmp_path, "stats", columns=80)
+    assert code == 0
+    assert "\x1b[2m" in output
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
+    assert "\x1b" not in plain
+    assert max(len(line) for line in plain.splitlines()) <= 80
+    assert in_terminal(tmp_path, "stats", env=environment(NO_COLOR="1"))[1] == plain
 
 
 def test_the_stats_of_a_commit_tell_what_its_parent_shares(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,24 @@ def test_commands_options_and_revisions_are_offered(shell: str, place: Path) -> 
     assert offered(place, shell, "cas", "cat", "m") == ["main"]
     for command in ("prune", "reset"):
         assert offered(place, shell, "cas", command, "m") == ["main"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_remotes_and_tracking_branches_are_offered(shell: str, place: Path) -> None:
+    ok(place, "remote", "add", "origin", ".cas")
+    ok(place, "remote", "add", "backup", "/nowhere")
+    ok(place, "fetch")
+    for command in (("push",), ("pull",), ("fetch",), ("remote", "remove")):
+        assert offered(place, shell, "cas", *command, "") == ["backup", "origin"]
+    assert offered(place, shell, "cas", "push", "origin", "b") == ["best"]
+    assert offered(place, shell, "cas", "log", "or") == ["origin/main"]
+    assert offered(place, shell, "cas", "remote", "a") == ["add"]
+
+
+def test_a_store_on_another_machine_is_not_asked(tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert offered(tmp_path, "bash", "cas", "--store", "s3://192.0.2.1/run", "log", "m") == []
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -615,7 +615,7 @@ class Collected(CasStorageWriter):
     """A collection ends between what the ranks store and the commit."""
 
     def finish(self, metadata: Any, results: Any) -> None:
-        with cas.open(self._path) as other:
+        with self._open() as other:
             assert other.gc(grace=0, expire=0).packs
         super().finish(metadata, results)
 

@@ -70,4 +70,5 @@ def test_it_is_killed_and_goes_on_with_other_numbers_of_ranks(tmp_path: Path) ->
         np.testing.assert_allclose(list(resumed.losses.values()), expected, rtol=1e-5)
     assert committed(store) == [3, 6, 9, 12, 15]
     with cas.open(store) as opened:
-        assert opened.fsck(data=True) == []
+        left = opened.fsck(data=True)
+    assert {finding.name for finding in left} <= {"leftover"}, "the killed rank may have been writing a file"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cas import Corrupt, Store
-from cas.block import Codec, Kind, ObjectId, block_id
+from cas.block import PLAIN, Kind, ObjectId, block_id
 from cas.branches import Base
 from cas.grid import Box, cut
 from cas.nodes import Node, Tag
@@ -28,11 +28,12 @@ class Forger:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.writer = ObjectWriter(store._backend, store._catalog, "raw", WriterSettings(CELL, 1))
+        settings = WriterSettings.of(CELL, 1, store._backend, store._catalog)
+        self.writer = ObjectWriter(store._backend, store._catalog, "raw", settings)
 
     def block(self, data: bytes) -> ObjectId:
         name = block_id(data)
-        self.writer._packs.append(name, Kind.BLOCK, Codec.RAW, 0, len(data), memoryview(data))
+        self.writer._packs.append(name, Kind.BLOCK, PLAIN, len(data), memoryview(data))
         return name
 
     def list(self, ids: list[ObjectId]) -> ObjectId:

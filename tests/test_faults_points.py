@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.operations import OPERATIONS
+from faults.operations import DELTAS, OPERATIONS
 from faults.points import FAULTS
+from faults.stores import count_deltas
 from faults.strace import needs_strace
 from faults.warm import RECOVERY
 
@@ -88,3 +89,12 @@ def test_a_commit_whose_fate_is_open_says_so(ask: Ask) -> None:
 def test_threads_are_struck_as_well(ask: Ask) -> None:
     """A large pack is written by a thread of its own, whose first write is not the first of the process."""
     assert ask("large-commit", "EIO")["classes"]["pwrite64 tmp pack"] >= 2
+
+
+@pytest.mark.parametrize("name", DELTAS)
+def test_what_is_about_deltas_makes_them(tmp_path: Path, name: str) -> None:
+    """After a fault fewer will do: a block whose base cannot be read is stored whole."""
+    operation, path = OPERATIONS[name], tmp_path / "store"
+    operation.prepare(path)
+    operation.run(path, lambda kind, text: None)
+    assert count_deltas(path) == DELTAS[name]

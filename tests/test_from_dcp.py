@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import io
 import os
 import pickle
@@ -65,6 +66,24 @@ def same(ours: Any, theirs: Any) -> bool:
     if isinstance(theirs, list | tuple):
         return len(ours) == len(theirs) and all(map(same, ours, theirs))
     return type(ours) is type(theirs) and bool(ours == theirs)
+
+
+def test_what_the_first_pythons_3_11_wrote_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They pickle the member of an enumeration as a call of getattr."""
+
+    def by_name(self: Any, protocol: int) -> Any:
+        return getattr, (type(self), self.name)
+
+    for module in ("torch.distributed.checkpoint.metadata", "torch.distributed._shard.sharded_tensor.metadata"):
+        for kind in vars(sys.modules[module]).values():
+            if isinstance(kind, enum.EnumMeta) and "FORMAT" in kind.__name__:
+                monkeypatch.setattr(kind, "__reduce_ex__", by_name)
+    folder = save(tmp_path / "dcp", {"w": torch.arange(4)})
+    assert b"getattr" in (folder / ".metadata").read_bytes()
+    assert list(read(folder).state) == ["w"]
+    (folder / ".metadata").write_bytes(pickle.dumps(Metadata({}, {}, Calls(getattr, torch.float32, "shape"))))
+    with pytest.raises(Unreadable, match="its description is damaged"):
+        read(folder)
 
 
 def test_a_state_comes_back_nested_and_bit_for_bit(tmp_path: Path) -> None:

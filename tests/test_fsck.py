@@ -275,3 +275,17 @@ def test_what_only_undo_leads_to_is_a_warning(path: Path) -> None:
     pack_with(path, np.ones(3).tobytes()).unlink()
     (finding,) = check(path)
     assert (finding.name, finding.severity) == ("undo-damaged", "warning")
+
+
+def test_of_many_bad_packs_an_error_names_some_and_counts_the_rest(tmp_path: Path) -> None:
+    with cas.open(tmp_path / "s", create=True) as store:
+        for step in range(8):
+            store.commit({"w": np.full(100, step)})
+    packs = [file for file in (tmp_path / "s" / "packs").rglob("*") if file.is_file()]
+    for file in packs:
+        file.write_bytes(file.read_bytes()[:-1])
+    shutil.rmtree(tmp_path / "s" / "index")
+    with cas.open(tmp_path / "s") as store, pytest.raises(cas.CasError) as caught:
+        store.load("main")
+    assert sum(file.name in str(caught.value) for file in packs) == 3
+    assert str(caught.value).endswith(f"and {len(packs) - 3} more packs cannot be read")

@@ -18,7 +18,8 @@ from cas import Finding, Store
 from cas.fsck import Checker
 from cas.inspection import Inspection
 from cas.pack import ROW
-from cas.repair import Repairer, Source
+from cas.repair import Repairer
+from cas.salvage import Source
 
 RNG = np.random.default_rng(0)
 W = RNG.random(50_000)

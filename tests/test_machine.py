@@ -1,6 +1,6 @@
 """Three clients do at random all that a store can do, some are killed at it, and a model says what must be there.
 
-CAS_TEST_EXAMPLES examples (200) of CAS_TEST_STEPS steps (75) are run, from the seed CAS_TEST_SEED (0). A failure is
+CAS_TEST_EXAMPLES examples (150) of CAS_TEST_STEPS steps (75) are run, from the seed CAS_TEST_SEED (0). A failure is
 shrunk, and printed as the steps that lead to it.
 """
 
@@ -19,16 +19,17 @@ from faults import children
 from faults.stores import errors, same
 from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 from machine.following import Followed
-from machine.model import Change, Collect, Commit, Keep, Move, Prune, Undo
-from machine.states import VARIANTS, state
+from machine.model import Change, Collect, Commit, Keep, Move, Prune, Repack, Undo
+from machine.states import VARIANTS, Contents, state
 
 import cas
 from cas import Exists, NotFound, RefConflict
 from cas.block import ObjectId
 from cas.gc import EXPIRE
 from cas.refs import Ref, RefKind
+from cas.rewriting import LEVELS, Level
 
-EXAMPLES = int(os.environ.get("CAS_TEST_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("CAS_TEST_EXAMPLES", "150"))
 STEPS = int(os.environ.get("CAS_TEST_STEPS", "75"))
 SEED = int(os.environ.get("CAS_TEST_SEED", "0"))
 PARTS = 4
@@ -40,7 +41,8 @@ VARIANT = st.integers(0, VARIANTS - 1)
 PARTS_OF_STATES = st.tuples(VARIANT, VARIANT, VARIANT)
 PICKS = st.integers(0, 255)
 KEEPS = st.integers(1, 3)
-RACES = st.sampled_from(["gc", "gc now", "prune", "delete", "commit"])
+RACES = st.sampled_from(["gc", "gc now", "prune", "delete", "commit", "repack"])
+DELTAS = st.sampled_from(["none", "parent"])
 EXPIRES = st.sampled_from([0.0, 0.0, EXPIRE])
 
 
@@ -62,11 +64,11 @@ class Machine(Followed):
             assert same(self.clients[client].load(branch), state(self.model.contents[tip]))
             self.loaded[client][branch] = tip
 
-    def _commit(self, client: int, branch: str, parts: tuple[int, int, int]) -> None:
+    def _commit(self, client: int, branch: str, parts: tuple[int, int, int], delta: Any) -> None:
         tip, contents = self.model.head.tip(branch), self.contents(parts)
         moved = self.loaded[client].get(branch) != tip
         done = self.do(
-            lambda: self.clients[client].commit(state(contents), branch=branch, step=contents.step, codec="zstd").id,
+            lambda: self._made(client, branch, contents, delta).id,
             Commit(branch, tip, contents),
             RefConflict if moved else None,
         )
@@ -74,26 +76,30 @@ class Machine(Followed):
             assert done.value == (self.model.head.tip(branch) or b"").hex()
             self.loaded[client][branch] = ObjectId(bytes.fromhex(done.value))
 
-    @rule(client=CLIENTS, branch=BRANCHES, parts=PARTS_OF_STATES)
-    def commit(self, client: int, branch: str, parts: tuple[int, int, int]) -> None:
-        self._commit(client, branch, parts)
+    def _made(self, client: int, branch: str, contents: Contents, delta: Any = "none") -> cas.Commit:
+        store, told = self.clients[client], {"branch": branch, "step": contents.step}
+        return store.commit(state(contents), codec="planes", delta=delta, **told)
 
-    @rule(client=CLIENTS, branch=BRANCHES, parts=st.lists(PARTS_OF_STATES, min_size=1, max_size=3))
-    def resume(self, client: int, branch: str, parts: list[tuple[int, int, int]]) -> None:
+    @rule(client=CLIENTS, branch=BRANCHES, parts=PARTS_OF_STATES, delta=DELTAS)
+    def commit(self, client: int, branch: str, parts: tuple[int, int, int], delta: str) -> None:
+        self._commit(client, branch, parts, delta)
+
+    @rule(client=CLIENTS, branch=BRANCHES, parts=st.lists(PARTS_OF_STATES, min_size=1, max_size=3), delta=DELTAS)
+    def resume(self, client: int, branch: str, parts: list[tuple[int, int, int]], delta: str) -> None:
         self.load(client, branch)
         for held in parts:
-            self._commit(client, branch, held)
+            self._commit(client, branch, held, delta)
 
     @rule(client=CLIENTS, branch=BRANCHES, parts=PARTS_OF_STATES, other=st.integers(1, 2), race=RACES)
     def commit_async(self, client: int, branch: str, parts: tuple[int, int, int], other: int, race: str) -> None:
-        """While the commit is on its way another client collects, prunes, deletes the branch or commits there."""
+        """While the commit is on its way another client collects, repacks, prunes, deletes the branch or commits."""
         self.load(client, branch)
         tip, contents, rival = self.model.head.tip(branch), self.contents(parts), (client + other) % 3
         if self.loaded[client].get(branch) != tip:
             return
         if race == "commit":
             self.load(rival, branch)
-        pending = self.clients[client].commit_async(state(contents), branch=branch, step=contents.step, codec="zstd")
+        pending = self.clients[client].commit_async(state(contents), branch=branch, step=contents.step, codec="planes")
         changes: list[Change] = []
         won = _unless_moved(lambda: self._race(rival, branch, race, changes))
         done = _unless_moved(pending.wait)
@@ -113,6 +119,9 @@ class Machine(Followed):
             expire = 0 if race == "gc now" else EXPIRE
             found: Any = store.gc(grace=0, expire=expire)
             changes.append(Collect(expire, self.model.seq))
+        elif race == "repack":
+            found = store.repack()
+            changes.append(Repack())
         elif race == "prune" and tip is not None:
             found = store.prune(branch, keep_last=1)
             changes.append(Prune(branch, 1))
@@ -123,7 +132,7 @@ class Machine(Followed):
             found = True
         elif race == "commit" and self.loaded[rival].get(branch) == tip:
             contents = self.contents((0, 0, 0))
-            found = store.commit(state(contents), branch=branch, step=contents.step, codec="zstd")
+            found = self._made(rival, branch, contents)
             changes.append(Commit(branch, tip, contents))
         else:
             found = None
@@ -212,6 +221,10 @@ class Machine(Followed):
             if expire == 0:
                 self.count_orphans(orphans)
 
+    @rule(client=CLIENTS, level=st.sampled_from(LEVELS))
+    def repack(self, client: int, level: Level) -> None:
+        self.do(partial(self.clients[client].repack, level), Repack())
+
     @rule(client=CLIENTS, branch=BRANCHES, keep=KEEPS, dry_run=st.booleans())
     def prune(self, client: int, branch: str, keep: int, dry_run: bool) -> None:
         if dry_run and self.model.head.tip(branch) is not None:
@@ -229,9 +242,9 @@ class Machine(Followed):
     @rule(client=CLIENTS, rival=CLIENTS, first=PARTS_OF_STATES, second=PARTS_OF_STATES)
     def come_back(self, client: int, rival: int, first: tuple[int, int, int], second: tuple[int, int, int]) -> None:
         """To a commit of which a part is still there, because another branch has it."""
-        self.resume(client, "b1", [first, second])
+        self.resume(client, "b1", [first, second], "parent")
         commit = self.model.head.tip("b1")
-        self.resume(rival, "b2", [second])
+        self.resume(rival, "b2", [second], "none")
         self.delete_branch(rival, "b1")
         self.gc(rival, 0.0, False)
         if commit is not None and self._set((RefKind.BRANCH, "main"), commit, client, force=True):

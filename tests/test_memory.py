@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 MIB = 1 << 20
-SCRIPT = """
+PEAK = """
 import json, sys, threading, time
 import numpy as np
 import cas
@@ -34,7 +34,11 @@ class Peak:
     def __exit__(self, *_):
         self.stop = True
         self.thread.join()
-
+"""
+"""Measures a process from within."""
+SCRIPT = (
+    PEAK
+    + """
 path, kind, codec, size = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 rng = np.random.default_rng(0)
 state = {f"w{i}": rng.standard_normal((size >> 22) << 17, np.float32).reshape(1024, -1) for i in range(8)}
@@ -61,6 +65,7 @@ with cas.open(path) as store:
     extra["fsck"] = peak.top - peak.start
 print(json.dumps(extra))
 """
+)
 
 
 @pytest.mark.parametrize(("kind", "codec"), [("plain", "auto"), ("plain", "planes"), ("transposed", "auto")])

@@ -252,13 +252,13 @@ def test_a_key_in_two_parts_is_corrupt() -> None:
 def test_a_frame_that_sets_a_bit_without_meaning_is_corrupt() -> None:
     """zstd ignores it, so the bytes would pass although they are not as they were written."""
     raw, encoder, out = b"abc" * 1000, Encoder(), bytearray(3000)
-    codec, width, stored = encoder.encode(np.frombuffer(raw, np.uint8), Format(None), "zstd")
+    coding, stored = encoder.encode(np.frombuffer(raw, np.uint8), Format(None), "zstd")
     frame = bytearray(stored)
-    encoder.decode(codec, width, bytes(frame), memoryview(out))
+    encoder.decode(coding, bytes(frame), memoryview(out))
     assert out == raw
     frame[4] ^= 0x10
     with pytest.raises(Corrupt, match="a bit that has no meaning"):
-        encoder.decode(codec, width, bytes(frame), memoryview(out))
+        encoder.decode(coding, bytes(frame), memoryview(out))
 
 
 # -- lists and layouts --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from blake3 import blake3
 
 from cas import envelope
-from cas.block import Codec, Kind, block_id
+from cas.block import PLAIN, Codec, Kind, block_id
 from cas.errors import Corrupt, NotFound, Unsupported
 from cas.local import LocalBackend
 from cas.pack import ROW, PackId, PackWriter, Row, id_of, name_of, new_pack_id, read_table
@@ -66,7 +66,7 @@ def put(backend: LocalBackend, data: bytes) -> PackId:
 
 def test_pinned_pack_with_one_row(backend: LocalBackend) -> None:
     writer = PackWriter(backend)
-    writer.append(block_id(b"abc"), Kind.BLOCK, Codec.RAW, 0, 3, b"abc")
+    writer.append(block_id(b"abc"), Kind.BLOCK, PLAIN, 3, b"abc")
     table = writer.publish()
     data = backend.read(name_of(writer.id))
     assert data.hex() == PINNED
@@ -82,7 +82,7 @@ def test_the_file_that_the_bad_ones_resemble_reads(backend: LocalBackend) -> Non
 
 def test_nothing_exists_before_publish_and_after_abandon(backend: LocalBackend) -> None:
     writer = PackWriter(backend)
-    writer.append(block_id(b"abc"), Kind.BLOCK, Codec.RAW, 0, 3, b"abc")
+    writer.append(block_id(b"abc"), Kind.BLOCK, PLAIN, 3, b"abc")
     assert backend.list("packs") == []
     writer.abandon()
     assert backend.list("packs") == []
@@ -93,7 +93,7 @@ def test_a_table_of_any_length_is_read_whole(backend: LocalBackend, count: int) 
     writer = PackWriter(backend)
     for number in range(count):
         data = number.to_bytes(4, "little")
-        writer.append(block_id(data), Kind.BLOCK, Codec.RAW, 0, 4, data)
+        writer.append(block_id(data), Kind.BLOCK, PLAIN, 4, data)
     written = list(writer.publish())
     assert len(written) == count
     assert list(read_table(backend, writer.id)) == written

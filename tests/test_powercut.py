@@ -32,6 +32,7 @@ from cas import lists
 from cas.block import ID_SIZE
 from cas.local import LocalBackend
 from cas.log import Log, decode_record
+from cas.rewriting import LEVELS
 
 STATES = int(os.environ.get("CAS_TEST_STATES", "10000"))
 SEED = int(os.environ.get("CAS_TEST_SEED", "0"))
@@ -40,6 +41,8 @@ LARGE = 1000
 """Commits from this step on hold a state that is streamed to its pack."""
 PART = 2000
 """Commits from this step on hold a part of the state of the step 2,000 before."""
+SLOW = 3000
+"""Commits from this step on hold weights that change a little from each to the next, so that deltas pay."""
 THOROUGH = 0.1
 """The share of disks on which fsck runs, and all is read again after the next commit."""
 
@@ -118,6 +121,21 @@ def stream(path: Path, acknowledge: Acknowledge) -> None:
         go_on(store, LARGE, acknowledge, branch=acknowledge.writer)
 
 
+def change_slowly(path: Path, acknowledge: Acknowledge) -> None:
+    """Commit blocks as changes of those before them."""
+    with cas.open(path) as store:
+        for number in range(SLOW, SLOW + 3):
+            go_on(store, number, acknowledge, branch="slow", delta="parent")
+
+
+def repack(path: Path, acknowledge: Acknowledge) -> None:
+    """Store history anew, and delete what that gave up."""
+    with cas.open(path) as store:
+        store.repack(LEVELS[ord(acknowledge.writer) % 2])
+        acknowledge()
+    collect(path, acknowledge)
+
+
 def drop_and_collect(path: Path, acknowledge: Acknowledge) -> None:
     """Leave packs of which little or nothing is live, and collect them."""
     with cas.open(path) as store:
@@ -160,11 +178,12 @@ def lose_a_reply(path: Path, acknowledge: Acknowledge) -> None:
         go_on(store, 7, acknowledge)
 
 
-def go_on(store: Any, number: int, acknowledge: Acknowledge, branch: str = "main") -> None:
+def go_on(store: Any, number: int, acknowledge: Acknowledge, branch: str = "main", **options: Any) -> None:
     """Resume and commit, after whoever is faster."""
+    told = {"step": number, "branch": branch, "metrics": {"loss": 1.0}, **options}
     while True:
         with contextlib.suppress(cas.RefConflict):
-            made = resumed(store, branch)(expected(number), step=number, branch=branch, metrics={"loss": 1.0})
+            made = resumed(store, branch)(expected(number), **told)
             return acknowledge(made.id)
 
 
@@ -179,6 +198,9 @@ def resumed(store: Any, branch: str) -> Callable[..., Any]:
 
 @functools.cache
 def expected(number: int) -> dict[str, Any]:
+    if number >= SLOW:
+        weights = np.random.default_rng(SLOW).standard_normal(BLOCK_SIZE // 2).astype(np.float32)
+        return {"w": weights * np.float32(1 + (number - SLOW) * 1e-5), "step": number}
     if number >= PART:
         return {"b": state(number - PART)["b"]}
     if number >= LARGE:
@@ -212,7 +234,18 @@ class Scenario:
     kills: bool = False
 
 
-WORKS: tuple[Work, ...] = (add_commit, race, unless_there, move_refs, drop_and_collect, collect, prune, undo)
+WORKS: tuple[Work, ...] = (
+    add_commit,
+    race,
+    unless_there,
+    move_refs,
+    drop_and_collect,
+    collect,
+    prune,
+    undo,
+    change_slowly,
+    repack,
+)
 """What may run beside, and after, each other."""
 
 SCENARIOS = {
@@ -228,6 +261,9 @@ SCENARIOS = {
     "pruned": Scenario(((prune, add_commit), (collect,), (prune,)), kills=True),
     "a lost reply": Scenario(((lose_a_reply,),)),
     "streamed": Scenario(((stream,),)),
+    "changed slowly": Scenario(((change_slowly, change_slowly), (change_slowly,)), kills=True),
+    "repacked": Scenario(((change_slowly,), (repack, change_slowly), (repack,)), kills=True),
+    "repacked twice": Scenario(((change_slowly,), (repack, repack)), kills=True),
     "collected": Scenario(((drop_and_collect,),)),
     "collected again": Scenario(((drop_and_collect, collect), (collect, add_commit)), kills=True),
 }
@@ -464,7 +500,7 @@ def publishing(*kinds: str) -> Callable[[Event], bool]:
 
 UNNEEDED = {
     "log by gc._listed_condemned": "what a record condemns was garbage under the record before it too",
-    "packs by catalog._refresh": "whoever gave a pack its name had made the name of its folder durable before",
+    "packs by catalog._catch_up": "whoever gave a pack its name had made the name of its folder durable before",
     "reserve by directfile.publish": "nobody reads the reserve",
 }
 """The fsyncs without which nothing is lost, and why."""

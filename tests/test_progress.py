@@ -139,6 +139,19 @@ def test_an_interrupted_checkout_clears_the_line_before_it_says_so(tmp_path: Pat
     assert not any(name.startswith(".cas-checkout") for name in left_in(tmp_path))
 
 
+def test_a_transfer_counts_objects_too_and_says_nothing_of_the_end_before_it_can() -> None:
+    from cas.cli.progress import Transfer
+
+    transfer = Transfer("push")
+    assert transfer.line() == "push: looking for what is missing"
+    transfer(0, 1200, 0, 2_000_000)
+    assert re.fullmatch(r"push (\[-+\] )?0 B of 2\.00 MB, 0 of 1,200 objects, 0 B/s", transfer.line())
+    transfer(600, 1200, 1_000_000, 2_000_000)
+    time.sleep(0.1)
+    pattern = r"push (\[#+-+\] )?1\.00 MB of 2\.00 MB, 600 of 1,200 objects, [\d.]+ .B/s, 0 s left"
+    assert re.fullmatch(pattern, transfer.line())
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(3.2, "3 s"), (95, "1 min 35 s"), (7260, "2 h 01 min")])
 def test_what_is_left_in_words(seconds: float, text: str) -> None:
     from cas.cli.progress import _duration

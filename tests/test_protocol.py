@@ -2,8 +2,9 @@
 
 A scenario is a store with two blocks, a few writers with one update each, and collectors. The searches visit every
 state that it can reach. Together they cover writers, dedup of blocks and of trees, inheritance from the tip, deltas
-with chains, duplicate rows, branches made, deleted and made again, undo, prune, restore, repack, rescue, stale
-indexes, lost and delayed replies, crashes, power loss and ageing. With `-s` the counterexamples are printed.
+with chains, duplicate rows, branches made, deleted and made again, undo, prune, restore, history stored anew with
+other chains, rescue, stale indexes, lost and delayed replies, crashes, power loss and ageing. With `-s` the
+counterexamples are printed.
 
 Not modelled: the readers' grace, many ranks, packs that are not durable when they are used, chains beyond 3.
 """
@@ -34,6 +35,7 @@ def scenario(world: World, packs: str, log: str, jobs: str, runs: tuple[int, ...
     roots[-1] = roots[-1]._replace(**features.pop("root", {}))
     tables = tuple(tuple(row(world, word) for word in text.split()) for text in packs.split(";"))
     writers = tuple(job(world, text) for text in jobs.split(";") if text)
+    features["anew"] = tuple(row(world, word) for word in features.pop("anew", "").split())
     return Scenario(world, tables, tuple(roots), writers, runs, **features)
 
 
@@ -66,6 +68,7 @@ ORPHAN = "commit B branch=1; delete"
 START = "commit B branch=1; delete branch=1"
 BESIDE = "undo; commit B branch=1 parent=A"
 REFILL = "prune A item=t; prune C item=t; restore A item=t"
+BELOW = "commit B parent=A; prune A item=a; restore A item=a"
 DIES, TWO = (2,), (1, 1)  # one collector that may die and start anew, or two
 
 # Each with the number of its states: a model that degenerates has fewer. The packs are numbered from 0.
@@ -80,6 +83,8 @@ SCENARIOS = {
     "pruned tip": (51_825, scenario(NESTED, "a t; A; b", "A", COMMIT, TWO, root=PRUNED)),
     "shared trees": (21_560, scenario(SHARED, "a t; A C; a; b w B", "B C", REFILL, TWO)),
     "restore": (13_821, scenario(APART, "a t; a; A; b u B", "B", "prune A item=t; restore A item=t", TWO)),
+    "left out below": (26_315, scenario(NESTED, "a t; A; b; a", "A", BELOW, (1,))),
+    "history cut": (790, scenario(JOINED, "a t A; b u B; a", "B", "prune B item=A; restore B item=A", DIES)),
     "branches": (13_702, scenario(ALONE, "a t A; b u B; b", "A B", AGAIN, TWO)),
     "undo": (13_821, scenario(ALONE, "a t A; b u B; a", "A; B; A", "undo; prune A item=t", DIES, history=True)),
     "undo beside a commit": (81_724, scenario(SHARED, "a t A C; b w B; a", "C A; - A", BESIDE, DIES, history=True)),
@@ -90,6 +95,18 @@ SCENARIOS = {
     "repack": (45_050, scenario(JOINED, "a t A; a b", "A", REBASED, DIES, repack=True)),
     "repack of bases": (11_630, scenario(JOINED, "a t; A; b<a1 u B", "B", "prune A item=t", DIES, repack=True)),
     "repack, two": (31_204, scenario(JOINED, "a t; A; b<a1 u B", "B", "", TWO, repack=True)),
+    "anew": (81_590, scenario(JOINED, "a b t A", "A", COMMIT, TWO, anew="a")),
+    "anew, base inherited": (67_061, scenario(APART, "a t A", "A", DELTA, DIES, anew="a", spares=False)),
+    "anew, a new delta": (56_637, scenario(JOINED, "a t A; a", "A", REBASED, DIES, anew="b a<b2")),
+    "anew, chains": (229_509, scenario(JOINED, "a t A; b<a1 u; a<b2", "A", COMMIT, DIES, anew="b a<b2", spares=False)),
+    "anew, chains turned": (48_346, scenario(JOINED, "a t; A; b<a1 u B", "B", "prune A item=t", DIES, anew="b a<b2")),
+    "anew, branches": (
+        242_160,
+        scenario(APART, "a t A; b<a1 u B", "B B", "delete; point A branch=1", DIES, anew="b a<b2"),
+    ),
+    "anew, undo": (43_558, scenario(APART, "a t A; b<a1 u B", "A; B; A", "undo", DIES, anew="b a<b2", history=True)),
+    "anew, two": (17_644, scenario(JOINED, "a t A; b<a1 u B", "B", "", TWO, anew="b a<b2", spares=False)),
+    "anew, simple": (71_170, scenario(APART, "a t A", "A", DELTA, DIES, anew="a", simple=True, spares=False)),
     "rescue": (428, scenario(JOINED, "a t A; b u B", "B", "delete", TWO, damaged=True, root=CONDEMNED)),
     "stale index": (5_790, scenario(JOINED, "a t A; b u; b", "A", COMMIT, DIES, stale=True)),
     "simple": (88_427, scenario(JOINED, "a t A; b; b u", "A", COMMIT, TWO, simple=True, stale=True)),
@@ -143,6 +160,11 @@ SLIPS: list[tuple[tuple[Slip, ...], str, Property]] = [
     (("publish on a read record",), "power", "hole"),
     (("delete on a read record",), "power and undo", "undo"),
     (("no rescue",), "rescue", "lost"),
+    (("D without base chains",), "anew, base inherited", "lost"),
+    (("repack by its first survey",), "anew", "wedged"),
+    (("repack by its first survey", "no rescue"), "anew", "lost"),
+    (("pick without chains",), "anew, chains turned", "wedged"),
+    (("pick without chains", "no rescue"), "anew, chains turned", "lost"),
 ]
 
 

@@ -58,11 +58,39 @@ def test_the_lines_on_what_you_have_already_work_on_a_pile(tmp_path: Path) -> No
         assert (tmp_path / "back" / name).read_bytes() == (checkpoint / name).read_bytes()
 
 
+def test_the_lines_for_less_storage_work_on_a_model_and_its_fine_tune(tmp_path: Path) -> None:
+    base = {f"layer{number}": torch.randn(256, 256) for number in range(4)}
+    models = {"base": base, "tuned": {name: tensor * (1 + 1e-4 * torch.rand(1)) for name, tensor in base.items()}}
+    for name, held in models.items():
+        (tmp_path / name).mkdir()
+        save_file(held, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+        (tmp_path / name / "config.json").write_text("{}")
+    *_, repacked, collected, _, _ = (run(["sh", "-c", line], tmp_path) for line in blocks("sh")[2].splitlines())
+    assert " saved\n" in repacked
+    assert collected.startswith("freed ")
+    for name in os.listdir(tmp_path / "tuned"):
+        assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "tuned" / name).read_bytes()
+
+
 @pytest.mark.slow
 def test_the_lines_for_many_ranks_train_and_go_on_with_another_number(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(blocks("python")[1])
-    steps = [run(["sh", "-c", line], tmp_path) for line in blocks("sh")[2].splitlines()]
+    steps = [run(["sh", "-c", line], tmp_path) for line in blocks("sh")[3].splitlines()]
     assert [re.findall(r"main \w+ step (\d+):", printed) for printed in steps] == [["3"], ["6"]]
+
+
+def test_the_lines_for_remotes_work_on_a_place_that_stands_for_the_bucket(tmp_path: Path) -> None:
+    setup = (
+        "import cas, numpy as np\n"
+        "with cas.open('.cas', create=True) as store:\n"
+        "    store.commit({'model': {'w': np.ones(1000)}, 'optimizer': np.zeros(1000)})\n"
+    )
+    run([sys.executable, "-c", setup], tmp_path)
+    lines = blocks("sh")[4].replace("s3://bucket", str(tmp_path / "bucket")).splitlines()
+    said = [run(["sh", "-c", line], tmp_path) for line in lines]
+    assert said[2].startswith("main  [new branch] ")
+    assert said[4] == "everything up to date\n"
+    assert said[5] == "all is well\n"
 
 
 def test_the_lines_for_dcp_save_and_load(tmp_path: Path) -> None:

@@ -20,8 +20,11 @@ from schedules.play import Failure, play
 from cas.backend import Backend
 from cas.branches import Branches
 from cas.errors import Corrupt, Exists, Invalid, NotFound
+from cas.fence import condemn
 from cas.gc import Collector
 from cas.local import LocalBackend
+from cas.pack import PackId
+from cas.repack import Repacker
 
 SCHEDULES = int(os.environ.get("CAS_TEST_SCHEDULES", "5000"))
 FIRST = int(os.environ.get("CAS_TEST_SEED", "0"))
@@ -110,6 +113,17 @@ def a_collector_that_lost_the_race_does_not_mark_again(patch: pytest.MonkeyPatch
 @slip
 def the_floor_of_undo_is_not_raised(patch: pytest.MonkeyPatch) -> None:
     publishing_otherwise(patch, lambda collector, plan, publish: publish(collector, with_survey(plan, floor=1)))
+
+
+@slip
+def a_repack_gives_up_what_it_wrote_anew_without_another_look(patch: pytest.MonkeyPatch) -> None:
+    def hasty(repacker: Any, sources: set[PackId], *_: Any) -> set[PackId]:
+        backend, roots = repacker.surveyor.backend, repacker.surveyor.roots
+        while not condemn(backend, roots, roots.current(), roots.current().floor, sources, "repack"):
+            pass
+        return sources
+
+    patch.setattr(Repacker, "_condemn", hasty)
 
 
 @pytest.mark.parametrize("name", SLIPS)

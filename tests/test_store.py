@@ -364,11 +364,6 @@ def test_opening_what_is_no_store_says_how_to_make_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_remote_stores_are_unsupported_by_name() -> None:
-    with pytest.raises(Unsupported, match=r"s3://bucket/x: stores on remote storage are not in this release"):
-        cas.open("s3://bucket/x", create=True)
-
-
 def test_a_commit_survives_the_loss_of_all_that_is_no_truth(store: Store) -> None:
     import shutil
 

@@ -23,7 +23,6 @@ from cas.codecs import CodecName
 from cas.errors import Invalid, Unsupported
 from cas.gathered import Begun
 from cas.objects import Put
-from cas.opening import open_store
 from cas.refs import is_name
 from cas.state import Container, Leaf
 from cas.store import Store
@@ -61,7 +60,7 @@ class CasStorageWriter(StorageWriter):
     ) -> None:
         super().__init__()
         self._store: Store | None = store
-        self._path = os.path.abspath(store.path)
+        self._open = store.opener
         self._branch = branch
         self._step, self._message, self._metrics, self._meta = step, message, metrics, meta
         self._codec: CodecName = codec
@@ -70,7 +69,7 @@ class CasStorageWriter(StorageWriter):
         self._begun: Begun | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which opens the store by its path."""
+        """For another process, which opens the store anew."""
         return {**self.__dict__, "_store": None, "_begun": None}
 
     @contextlib.contextmanager
@@ -78,7 +77,7 @@ class CasStorageWriter(StorageWriter):
         if self._store is not None:
             yield self._store
             return
-        with open_store(self._path) as store:
+        with self._open() as store:
             yield store
 
     # -- what torch calls, in this order ------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import resource
@@ -90,6 +91,7 @@ def start(work: Callable[..., Any], *args: Any, memory: int | None = None) -> Ch
 
 
 def _run(work: Callable[..., Any], args: tuple[Any, ...], memory: int | None, report: int) -> None:
+    gc.freeze()  # a collection would copy every page of the runner
     try:
         if memory is not None:
             limit = address_space() + memory

@@ -11,21 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine.disk import Disk
 
 import cas
 from cas import pack
-from cas.block import Kind
+from cas.block import Kind, ObjectId
 from cas.errors import CasError, CommitUnknown
 from cas.local import LocalBackend
+from cas.reach import reachable
 from cas.store import Store
 
-from .stores import make, same, state
+from .points import CHANGING, EVERY_CALL
+from .stores import BLOCK_SIZE, count_deltas, make, same, state
 
 Note = Callable[[str, str], None]
 """Takes "done" and the name of a ref once the store has said that its change is there to stay, or "error" and one."""
 
 NOISY = 50
 """States from this number on have 200 KB of noise besides what the state of the number less this one has."""
+
+DRIFTING = 70
+"""States from this number on have weights that change a little from each to the next, so that deltas pay."""
 
 LARGE = 100
 """States from this number on fill a pack of direct writes, by a thread of its own."""
@@ -85,13 +91,18 @@ def content(number: int) -> dict[str, Any]:
     """The state of the commit whose step is `number`."""
     if number < NOISY:
         return state(number)
+    if DRIFTING <= number < LARGE:
+        dice = np.random.default_rng(DRIFTING)
+        weights, step = (dice.standard_normal(6 << 10).astype(np.float32) for _ in range(2))
+        return {**state(number % NOISY), "w": weights + (number - DRIFTING) * np.float32(1e-4) * step}
     size = 9 << 20 if number >= LARGE else 200_000
     noise = np.random.default_rng(number).integers(0, 255, size, np.uint8)
     return {**state(number % NOISY), "noise": noise}
 
 
-def commit(store: Store, number: int, branch: str = "main") -> None:
-    store.commit(content(number), step=number, branch=branch, metrics={"loss": float(number)}, message="small")
+def commit(store: Store, number: int, branch: str = "main", **options: Any) -> None:
+    metrics = {"loss": float(number)}
+    store.commit(content(number), step=number, branch=branch, metrics=metrics, message="small", **options)
 
 
 def snapshot(store: Store) -> dict[str, Any]:
@@ -164,6 +175,26 @@ def _run_large_commit(path: Path, note: Note) -> None:
         if _step(store, "main") < LARGE:
             commit(store, LARGE)
         note("done", "branches main")
+
+
+def _prepare_drift(path: Path) -> None:
+    make(path, commits=0)
+    with opened(path) as store:
+        commit(store, DRIFTING)
+        store.branch("side")
+
+
+def _run_delta_commits(path: Path, note: Note) -> None:
+    """One at once, and one in the background, which makes deltas unless told otherwise."""
+    with opened(path) as store:
+        store.load("main")
+        if _step(store, "main") == DRIFTING:
+            commit(store, DRIFTING + 1, delta="parent")
+        note("done", "branches main")
+        store.load("side")
+        if _step(store, "side") == DRIFTING:
+            store.commit_async(content(DRIFTING + 2), step=DRIFTING + 2, branch="side").wait()
+        note("done", "branches side")
 
 
 # -- refs -----------------------------------------------------------------------------------------------------------
@@ -256,6 +287,48 @@ def _run_prune(path: Path, note: Note) -> None:
             note("done", f"state {number}")
 
 
+def _prepare_chains(path: Path) -> None:
+    """Two branches that change slowly, of whole blocks and of deltas, in small packs; and a block that is garbage."""
+    make(path, commits=0)
+    with opened(path) as store:
+        commit(store, DRIFTING)
+        store.commit({**content(DRIFTING + 1), "dead": np.ones(BLOCK_SIZE, np.uint8)}, branch="gone")
+        store.delete_branch("gone")
+        store.gc(grace=0, expire=0)
+        commit(store, DRIFTING + 1)
+        commit(store, DRIFTING + 2, delta="parent")
+        store.branch("side", "main~1")
+        for number in range(3, 5):
+            commit(store, DRIFTING + number, "side", delta="parent")
+
+
+def _run_repack(path: Path, note: Note) -> None:
+    with opened(path) as store:
+        store.repack()
+        store.gc(grace=0, expire=0)
+
+
+def _check_repacked(path: Path) -> None:
+    """Once there is nothing left to do, what is live lies in as few packs as can be, alone."""
+    with opened(path) as store:
+        while store.repack().packs + store.gc(grace=0, expire=0).deleted:
+            pass
+    disk = Disk(path)
+    with opened(path) as store:
+        packs = disk.packs(store._roots.current())
+        live = {name for _, name in reachable(map(_commit_edge, store.graph()), store._objects, {})}
+    disk.close()
+    assert len(packs) <= 2, f"{len(packs)} packs are left, not one of tips and one of history"
+    assert set().union(*packs.values()) == live, "packs hold what nothing leads to"
+    assert count_deltas(path) == DELTAS["repack"], f"{count_deltas(path)} blocks are changes of others"
+    leftovers = [file.name for file in (path / "tmp").iterdir()]
+    assert not leftovers, f"tmp/ still holds {leftovers}"
+
+
+def _commit_edge(held: cas.Commit) -> tuple[Kind, ObjectId]:
+    return Kind.COMMIT, ObjectId(bytes.fromhex(held.id))
+
+
 # -- repair ---------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +368,10 @@ def _make_two_commits(path: Path) -> None:
     make(path, commits=2)
 
 
+_SOME = () if EVERY_CALL else ("kill", "EIO", "ENOSPC-lasting", "EDQUOT", "EINTR", "short", "recovery")
+_FEW = () if EVERY_CALL else ("kill", "EIO", "ENOSPC-lasting", "short", "recovery")
+_WRITTEN = frozenset() if EVERY_CALL else CHANGING | {"preadv2", "pread64", "clone3"}
+
 _ALL = [
     Operation("init", _run_init),
     Operation("commit", _run_session, _make_two_commits),
@@ -305,11 +382,15 @@ _ALL = [
         only=frozenset({"pwrite64", "fcntl", "fsync", "link", "rename"}),
         faults=("kill", "EIO", "EIO-lasting", "ENOSPC", "ENOSPC-lasting", "short", "short-lasting"),
     ),
+    Operation("delta-commits", _run_delta_commits, _prepare_drift, only=_WRITTEN, faults=_FEW),
     Operation("refs", _run_refs, _prepare_refs),
     Operation("undo", _run_undo, _prepare_dead_pack),
     Operation("gc", _run_gc, _prepare_dead_pack, partial(_check_collected, 2)),
     Operation("gc-rewrite", _run_gc, _prepare_sparse_pack, partial(_check_collected, 4)),
+    Operation("repack", _run_repack, _prepare_chains, _check_repacked, only=_WRITTEN, faults=_SOME),
     Operation("prune", _run_prune, _prepare_history),
     Operation("repair", _run_repair, _prepare_bad_copy),
 ]
+DELTAS = {"delta-commits": 12, "repack": 24}
+"""How many blocks are stored as changes of others at the end of an operation that no fault strikes."""
 OPERATIONS = {operation.name: operation for operation in _ALL}

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 
 import cas
+from cas import pack
+from cas.block import Codec
+from cas.local import LocalBackend
 
 BLOCK_SIZE = 4096
 
@@ -71,6 +74,14 @@ def errors(findings: list[Any]) -> list[Any]:
 
 def files(path: Path) -> list[str]:
     return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+
+
+def count_deltas(path: Path) -> int:
+    """How many rows of all packs are changes of others."""
+    backend = LocalBackend(path)
+    tables = [pack.read_table(backend, pack.id_of(info.name)) for info in backend.list(pack.FOLDER)]
+    backend.close()
+    return sum(row.codec == Codec.DELTA for table in tables for row in table)
 
 
 def check_whole(path: Path, branch: str = "main") -> list[int]:

@@ -6,20 +6,24 @@ from collections.abc import Set
 from pathlib import Path
 
 from cas import lists, pack
-from cas.block import ID_SIZE, ObjectId
+from cas.backend import Backend
+from cas.block import ObjectId
 from cas.lists import ListId, What
 from cas.local import LocalBackend
 from cas.log import Record
 from cas.pack import PackId
 
+from . import tables
+from .tables import Table
+
 
 class Disk:
     """The packs of a store. What was read once is remembered: packs and lists never change."""
 
-    def __init__(self, path: Path) -> None:
-        self._backend = LocalBackend(path)
-        self._path = path
-        self._tables: dict[str, frozenset[ObjectId]] = {}
+    def __init__(self, place: Path | Backend) -> None:
+        """A backend is closed with this."""
+        self._backend = LocalBackend(place) if isinstance(place, Path) else place
+        self._tables: dict[str, Table] = {}
         self._condemned: dict[ListId, frozenset[bytes]] = {}
 
     def close(self) -> None:
@@ -36,18 +40,26 @@ class Disk:
 
     def packs(self, root: Record) -> dict[str, frozenset[ObjectId]]:
         """By name, what the packs hold that the root does not condemn."""
-        condemned = self.condemned(root)
-        return {name: self._table(name) for name in self.names(pack.FOLDER) if pack.id_of(name) not in condemned}
+        return {name: table.held for name, table in self._not_condemned(root).items()}
+
+    def decodable(self, root: Record) -> Set[ObjectId]:
+        """What decodes from packs that the root does not condemn."""
+        return tables.decodable(self._not_condemned(root).values())
+
+    def orphans(self, root: Record, live: Set[ObjectId]) -> set[str]:
+        """Packs, not condemned, that hold nothing live and no base of it."""
+        return tables.orphans(self._not_condemned(root), live)
 
     def condemned_files(self, root: Record) -> list[str]:
         condemned = self.condemned(root)
         packs = [name for name in self.names(pack.FOLDER) if pack.id_of(name) in condemned]
         return packs + [name for name in self.names(lists.FOLDER) if lists.id_of(name) in condemned]
 
-    def _table(self, name: str) -> frozenset[ObjectId]:
+    def _not_condemned(self, root: Record) -> dict[str, Table]:
+        condemned = self.condemned(root)
+        return {name: self._table(name) for name in self.names(pack.FOLDER) if pack.id_of(name) not in condemned}
+
+    def _table(self, name: str) -> Table:
         if name not in self._tables:
-            data = pack.read_table(self._backend, PackId(pack.id_of(name) or b"")).rows.tobytes()
-            step = pack.ROW.size
-            rows = range(0, len(data), step)
-            self._tables[name] = frozenset(ObjectId(data[at : at + ID_SIZE]) for at in rows)
+            self._tables[name] = Table.of(pack.read_table(self._backend, PackId(pack.id_of(name) or b"")))
         return self._tables[name]

@@ -62,7 +62,7 @@ class Followed(RuleBasedStateMachine):
         self.done = 0
 
     def open(self, index: str) -> Store:
-        return Store(LocalBackend(self.path), self.folder / index)
+        return Store(LocalBackend(self.path), index=self.folder / index)
 
     # -- following what is done ---------------------------------------------------------------------------------
 
@@ -143,11 +143,10 @@ class Followed(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_missing(self) -> None:
-        """All that refs lead to, and those of every root that undo may go back to, is in packs that stay."""
+        """All that refs lead to, and those of every root that undo may go back to, decodes from packs that stay."""
         type(self).steps += 1
         self.done += 1
-        stays = frozenset().union(*self.disk.packs(self.observer._roots.current()).values())
-        missing = self._needed(*self.model.undoable()) - stays
+        missing = self._needed(*self.model.undoable()) - self.disk.decodable(self.observer._roots.current())
         assert not missing, f"{len(missing)} objects are missing"
         client = self.clients[self.done % 3]
         assert client.refs() == _public(self.model.head)
@@ -160,9 +159,8 @@ class Followed(RuleBasedStateMachine):
         return frozenset(led_to).union(*(self.needs[name] for name in led_to - self.model.head.pruned))
 
     def orphans(self) -> set[str]:
-        """Packs that hold nothing which a ref leads to."""
-        live = self._needed(self.model.head)
-        return {name for name, held in self.disk.packs(self.observer._roots.current()).items() if not held & live}
+        """Packs that hold nothing which a ref leads to, or which that is a change of."""
+        return self.disk.orphans(self.observer._roots.current(), self._needed(self.model.head))
 
     def count_orphans(self, before: set[str]) -> None:
         """After a collection that kept nothing for undo."""

@@ -116,6 +116,14 @@ class Collect(Change):
         return replace(model.head, floor=found.floor if oldest <= found.floor <= model.seq else model.seq)
 
 
+@dataclass(frozen=True)
+class Repack(Change):
+    """It may publish records, which change nothing that this model knows."""
+
+    def made(self, model: Model, found: Root) -> Root | None:
+        return model.head
+
+
 @dataclass
 class Model:
     """All roots so far, and what the commits hold that were ever made."""

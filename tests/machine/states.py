@@ -9,6 +9,8 @@ import numpy as np
 
 BLOCK_SIZE = 4096
 VARIANTS = 3
+DRIFT = 10
+"""States in a row of which each changes the slow weights of the one before."""
 
 
 class Contents(NamedTuple):
@@ -28,8 +30,17 @@ def _block(place: int, variant: int) -> np.ndarray[Any, Any]:
 
 
 @cache
+def _slow(step: int) -> np.ndarray[Any, Any]:
+    """Weights of two blocks that a step changes a little. They come back after some steps."""
+    dice = np.random.default_rng(VARIANTS)
+    weights, change = (dice.standard_normal(BLOCK_SIZE // 2).astype(np.float32) for _ in range(2))
+    return weights + step % DRIFT * np.float32(1e-4) * change
+
+
+@cache
 def state(contents: Contents) -> dict[str, Any]:
-    """A tensor of two blocks, one of one block, and a table that is a tree of its own."""
+    """Tensors of two blocks, of one block, and of two that change slowly, and a table that is a tree of its own."""
     weights = np.concatenate([_block(0, contents.first), _block(1, contents.second)])
     table = {f"entry {number}": f"{contents.table} of {number}" * 15 for number in range(40)}
-    return {"w": weights, "m": _block(2, contents.first), "table": table, "step": contents.step % VARIANTS}
+    own = {"m": _block(2, contents.first), "slow": _slow(contents.step)}
+    return {"w": weights, **own, "table": table, "step": contents.step % VARIANTS}

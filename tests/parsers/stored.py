@@ -13,7 +13,7 @@ from blake3 import blake3
 
 import cas
 from cas import envelope, identity, imprint, lists, log, nodes, objects, pack, retention, rowcheck
-from cas.block import ID_SIZE, Codec, Kind, ObjectId
+from cas.block import ID_SIZE, NO_BASE, Codec, Coding, Kind, ObjectId
 from cas.catalog import Catalog
 from cas.codecs import Encoder
 from cas.errors import CasError, Corrupt, NotFound
@@ -180,7 +180,10 @@ _LARGEST = 1 << 20
 
 
 def _block(codec: Codec) -> Callable[[Path], Parse]:
-    """Blocks: raw length u32 | element width u8 | stored bytes. All of `out` is filled, whatever stood there."""
+    """Blocks: raw length u32 | element width u8 | stored bytes. All of `out` is filled, whatever stood there.
+
+    A delta's base is bytes that count up.
+    """
     encoder = Encoder()
 
     def parse(data: bytes) -> None:
@@ -190,7 +193,8 @@ def _block(codec: Codec) -> Callable[[Path], Parse]:
         made = []
         for filler in (0xAA, 0x55):
             out = np.full(length % _LARGEST, filler, np.uint8)
-            encoder.decode(codec, width, data[_HEAD.size :], memoryview(out))
+            base = bytes(np.arange(len(out), dtype=np.uint8)) if codec is Codec.DELTA else NO_BASE
+            encoder.decode(Coding(codec, width), data[_HEAD.size :], memoryview(out), base)
             made.append(out.tobytes())
         assert made[0] == made[1], "the result depends on what stood there before"
 
@@ -272,6 +276,7 @@ TARGETS = (
     Target("policy", plain(_policy), _OBJECTS),
     Target("zstd", _block(Codec.ZSTD), [octets, _STORED]),
     Target("planes", _block(Codec.PLANES), [octets, _STORED]),
+    Target("delta", _block(Codec.DELTA), [octets, _STORED]),
     Target("needs", _needs, [octets]),
     Target("fsck_round", _round, half_sealed(_seal, [octets, *[inside(between(0, _DIGEST), msgpack_value)] * 2])),
 )

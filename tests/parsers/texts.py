@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 import cas
-from cas.cli import freeing, fsck, model_config, shards, steps, upkeep
+from cas.cli import fsck, model_config, options, shards, steps, upkeep
 from cas.errors import CasError, Invalid
 from cas.paths import Patterns, format_path, parse_levels
 from cas.torch import foreign
@@ -67,7 +67,7 @@ def _amount(data: bytes) -> None:
     """An amount that some option takes."""
     text = text_of(data)
     read: list[Callable[[str], float]] = [shards.parse_size, upkeep._bytes, fsck._part]
-    read.append(lambda given: freeing._seconds(None, None, given))  # type: ignore[arg-type]
+    read.append(lambda given: options._seconds(None, None, given))  # type: ignore[arg-type]
     amounts: list[float] = []
     for parse in read:
         try:

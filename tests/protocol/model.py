@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from . import repacking
 from .words import (
     HOLE,
     NONE,
@@ -27,6 +28,7 @@ from .words import (
     decodable,
     parts,
     picks,
+    put,
     ways,
 )
 
@@ -37,10 +39,6 @@ class Change(NamedTuple):
     refs: tuple[int, ...]
     absent: frozenset[tuple[int, int]]
     tops: tuple[int, ...]
-
-
-def put(state: State, i: int, actor: Writer | Collector) -> State:
-    return state._replace(actors=(*state.actors[:i], actor, *state.actors[i + 1 :]))
 
 
 class Model:
@@ -300,6 +298,10 @@ class Model:
                 yield Label("takes up condemned packs"), put(state, i, Collector("condemned", me.runs - 1))
         elif me.phase == "listed":
             yield from self._g1(state, i, me)
+            if self.scenario.anew:
+                yield from repacking.write(self, state, i, me)
+        elif me.phase == "written":
+            yield from repacking.mark_again(self, state, i, me)
         elif me.phase == "marked":
             yield from self._g2(state, i, me)
         elif me.phase == "linked":
@@ -353,7 +355,8 @@ class Model:
             yield Label("skips G2"), put(state, i, Collector("deleting", me.runs, packs=me.packs))
             return
         if me.root != root and "reuse K" not in self.slips:
-            again = Collector("listed", me.runs, me.listed)
+            phase = "written" if me.sources else "listed"
+            again = Collector(phase, me.runs, me.listed, me.root, me.read, sources=me.sources)
             yield Label("G2: finds record {n} taken, marks again", 0, me.root + 1), put(state, i, again)
             return
         head = state.log[-1]

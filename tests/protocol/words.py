@@ -25,7 +25,8 @@ Slip = Literal[
     "age only", "no fence", "reuse K", "shortened lists", "D without closure", "D without base chains",
     "absent by tree id", "no undo floor", "closure not recomputed", "new record after an ambiguous reply",
     "acknowledge a read record", "publish on a read record", "delete on a read record", "base of any chain",
-    "inherit from a pruned tip", "parent not checked", "no rescue",
+    "inherit from a pruned tip", "parent not checked", "no rescue", "repack by its first survey",
+    "pick without chains",
 ]  # fmt: skip
 
 
@@ -72,7 +73,10 @@ class Writer(NamedTuple):
 
 
 class Collector(NamedTuple):
-    """`listed` is what G0 saw, `packs` is K, later the packs to delete; `runs` is how often it may still begin."""
+    """`listed` is what G0 saw, `packs` is K, later the packs to delete; `runs` is how often it may still begin.
+
+    `sources` are the packs that a repack has stored anew.
+    """
 
     phase: str
     runs: int
@@ -81,6 +85,7 @@ class Collector(NamedTuple):
     read: Record = Record()
     packs: int = 0
     floor: int = 0
+    sources: int = 0
 
 
 class State(NamedTuple):
@@ -104,6 +109,10 @@ class Label(NamedTuple):
 
 
 Steps = Iterator[tuple[Label, State]]
+
+
+def put(state: State, i: int, actor: Writer | Collector) -> State:
+    return state._replace(actors=(*state.actors[:i], actor, *state.actors[i + 1 :]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +158,8 @@ class Scenario:
 
     history: undo windows begin anywhere from the floor up, else collectors expire now. stale: indexes may lack packs.
     spares: K is any part of what is not needed, else all of it. losses: replies are lost or delayed. power: power
-    may fail once. repack: collectors rewrite packs. simple: writers start again whenever the epoch has moved.
+    may fail once. repack: collectors copy what is live in a pack. anew: they repack, and these are the rows that they
+    make. simple: writers start again whenever the epoch has moved.
     damaged: a live object's only row is condemned at the start, by some earlier fault.
     """
 
@@ -165,6 +175,7 @@ class Scenario:
     losses: bool = False
     power: bool = False
     repack: bool = False
+    anew: tuple[Row, ...] = ()
     simple: bool = False
     damaged: bool = False
 
@@ -197,9 +208,9 @@ def closure(
     todo = [(NONE, top) for top in tops]
     while todo:
         commit, item = todo.pop()
+        gone = (commit, item) in absent or (by_tree and any(item == other for _, other in absent))
         if world.is_commit(item):
             commit = item
-        gone = (commit, item) in absent or (by_tree and any(item == other for _, other in absent))
         if gone or (commit, item) in seen or skip >> item & 1:
             continue
         seen.add((commit, item))

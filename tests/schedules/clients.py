@@ -1,4 +1,4 @@
-"""What clients do: train, manage refs, collect, read. Each checks what it is told against what happened.
+"""What clients do: train, manage refs, collect, repack, read. Each checks what it is told against what happened.
 
 An error counts as a bug unless something happened since the call began that explains it.
 """
@@ -19,6 +19,7 @@ from cas.backend import Backend
 from cas.block import ObjectId
 from cas.errors import CommitUnknown, Exists, NotFound, RefConflict
 from cas.refs import Ref, RefKind
+from cas.rewriting import LEVELS
 from cas.store import Store
 
 from .judge import Violation
@@ -28,17 +29,20 @@ BLOCK = 4096
 _STATES = [(n, n + 1, n % 3) for n in range(9)] + [(n,) for n in range(0, 9, 3)]
 """Of each state the values of its blocks; of those of several blocks the last is that of a nested tensor."""
 STATES = len(_STATES)
+_SLOW = np.random.default_rng(0).standard_normal(BLOCK // 4).astype(np.float32)
 _REFS: list[Ref] = [(RefKind.BRANCH, "side"), (RefKind.BRANCH, "new"), (RefKind.TAG, "v1")]
 _MISSING = object()
 _numbers = count()
 
 
 def state(number: int) -> dict[str, Any]:
-    """A state of one to three blocks, some of which other states hold too, also in a tree of its own."""
-    values = _STATES[number]
+    """A state of two to four blocks, some of which other states hold too, also in a tree of its own; of one of them
+    all other states have changes."""
+    values, slow = _STATES[number], _SLOW * np.float32(1 + number * 1e-5)
     if len(values) == 1:
-        return {"number": number, "w": _filled(values)}
-    return {"number": number, "w": _filled(values[:2]), "frozen": {"text": "x" * 4200, "w": _filled(values[2:])}}
+        return {"number": number, "w": _filled(values), "slow": slow}
+    frozen = {"text": "x" * 4200, "w": _filled(values[2:])}
+    return {"number": number, "w": _filled(values[:2]), "slow": slow, "frozen": frozen}
 
 
 def _filled(values: tuple[int, ...]) -> Any:
@@ -62,7 +66,7 @@ def expect(holds: bool, text: str) -> None:
 
 def open_on(backend: Backend) -> Store:
     """A store with an index of its own, which stays in memory because no folder can be made there."""
-    return Store(backend, Path(f"/dev/null/{next(_numbers)}"))
+    return Store(backend, index=Path(f"/dev/null/{next(_numbers)}"))
 
 
 class User:
@@ -102,7 +106,9 @@ class User:
         self._seen[branch] = set()  # after CommitUnknown
         message = f"{number} {self._rng.random()}"
         try:
-            made = ObjectId(bytes.fromhex(self._store.commit(state(number), branch=branch, message=message).id))
+            delta: Any = self._rng.choice(("none", "parent"))
+            done = self._store.commit(state(number), branch=branch, message=message, delta=delta)
+            made = ObjectId(bytes.fromhex(done.id))
         except RefConflict as error:
             moved = len(seen) != 1 or not seen.issuperset(self._truth.values(ref, since))
             expect(moved and not self._truth.published(message), f"the commit was made, or nobody moved it: {error}")
@@ -179,6 +185,14 @@ class User:
                     self._store.gc(grace=0, expire=0)
                 else:
                     self._store.gc(grace=self._rng.choice((0, 600)))
+
+    def repack(self) -> None:
+        """What history was stored as is given up, and often deleted at once."""
+        for _ in range(self._rng.choice((1, 1, 2))):
+            with self._unknown_allowed():
+                self._store.repack(self._rng.choice(LEVELS))
+                if self._rng.random() < 0.5:
+                    self._store.gc(grace=0, expire=0)
 
     def prune(self) -> None:
         since, ref = self._truth.head, (RefKind.BRANCH, "main")

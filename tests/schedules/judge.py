@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from machine import tables
+from machine.tables import Table
+
 from cas import lists, log, objects, pack
 from cas.backend import Buffer
 from cas.block import ID_SIZE, Kind, ObjectId, short
@@ -43,7 +46,7 @@ class JudgedBackend(MemoryBackend):
         self.roots: list[Root] = []
         self._encoder = Encoder()
         self._places: dict[ObjectId, list[Location]] = {}
-        self._packs: dict[PackId, set[ObjectId]] = {}
+        self._packs: dict[PackId, Table] = {}
         self._needs: dict[ObjectId, frozenset[ObjectId]] = {}
         self._commits: dict[ObjectId, objects.Commit] = {}
         self._condemned: dict[bytes, list[bytes]] = {}
@@ -84,10 +87,9 @@ class JudgedBackend(MemoryBackend):
         """Note its rows, straight from its end: a table offset of 8 bytes, their number in 4, 36 more."""
         data, held = self._data(name), PackId(pack.id_of(name) or b"")
         start, count = int.from_bytes(data[-48:-40], "little"), int.from_bytes(data[-40:-36], "little")
-        self._packs[held] = set()
-        for fields in pack.ROW.iter_unpack(data[start : start + count * pack.ROW.size]):
-            row = Row._make(fields)
-            self._packs[held].add(row.id)
+        rows = [Row._make(fields) for fields in pack.ROW.iter_unpack(data[start : start + count * pack.ROW.size])]
+        self._packs[held] = Table.of(rows)
+        for row in rows:
             self._places.setdefault(row.id, []).append(Location(held, row))
 
     # -- records ------------------------------------------------------------------------------------------------
@@ -133,7 +135,7 @@ class JudgedBackend(MemoryBackend):
             set(after.refs.values()) - self.roots[-2].absent.keys()
         ):
             raise Violation(f"record {after.seq} ({why}) drops what a ref names")
-        if len(changed) > (0 if why.startswith(("gc", "prune")) else 1):
+        if len(changed) > (0 if why.startswith(("gc", "prune", "repack")) else 1):
             raise Violation(f"record {after.seq} ({why}) changes {changed}")
         for ref in changed:
             if ref[1] not in why.split():
@@ -147,12 +149,9 @@ class JudgedBackend(MemoryBackend):
                 raise Violation(f"record {after.seq} ({why}) puts a commit on {ref} that follows another")
 
     def _check_whole(self) -> None:
-        """All that the root and the records down to its floor name is in packs that stay."""
-        root, stays = self.roots[-1], set()
-        condemned = self.condemned
-        for name, held in self._packs.items():
-            if name not in condemned:
-                stays |= held
+        """All that the root and the records down to its floor name decodes from packs that stay."""
+        root, condemned = self.roots[-1], self.condemned
+        stays = tables.decodable(table for name, table in self._packs.items() if name not in condemned)
         recorded = (commit for old in self.roots[root.record.floor - 1 :] for commit in old.record.refs.values())
         for commit in self._history(recorded):
             missing = self._needed_by(commit, root) - stays
@@ -163,10 +162,10 @@ class JudgedBackend(MemoryBackend):
                 )
 
     def orphan_packs(self) -> set[str]:
-        """Packs that hold nothing which the root leads to."""
+        """Packs that hold nothing which the root leads to, or which that is a change of."""
         root = self.roots[-1]
         live = set().union(*(self._needed_by(commit, root) for commit in root.leads_to))
-        return {pack.name_of(name) for name, held in self._packs.items() if not held & live}
+        return {pack.name_of(name) for name in tables.orphans(self._packs, live)}
 
     def orphan_lists(self) -> set[str]:
         """Lists that the root does not name."""
@@ -244,7 +243,7 @@ class JudgedBackend(MemoryBackend):
                 row = place.row
                 raw = bytearray(row.raw)
                 stored = self.read(pack.name_of(place.pack), row.offset, row.stored)
-                self._encoder.decode(row.codec, row.width, stored, memoryview(raw))
+                self._encoder.decode(row.coding, stored, memoryview(raw))
                 return bytes(raw)
         raise Violation(f"object {short(name)} is in no pack")
 

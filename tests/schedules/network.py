@@ -60,6 +60,11 @@ class Network:
 class ScheduledBackend:
     """The backend of one client."""
 
+    place = "memory"
+    is_remote = False
+    parallel = 1
+    has_honest_create = True
+
     def __init__(self, network: Network, client: Client) -> None:
         self._network = network
         self._store = network.store
@@ -118,6 +123,12 @@ class ScheduledBackend:
     def sync(self, folder: str) -> None:
         self._step(f"sync {folder}")
         self._store.sync(folder)
+
+    def now(self) -> float:
+        return self._store.now()
+
+    def forget(self, name: str) -> None:
+        pass  # nothing is cached
 
     def sweep(self, age: float) -> None:
         self._step("sweep")

@@ -17,7 +17,7 @@ from .network import Network, ScheduledBackend
 from .scheduler import FOR_EVER, Client, Scheduler, Trigger, repeatable
 
 _WRITERS = ("train", "train", "train", "manage", "manage", "undo")
-_ROLES = (*_WRITERS, "collect", "collect", "prune", "read")
+_ROLES = (*_WRITERS, "collect", "collect", "repack", "repack", "prune", "read")
 _TURNING_POINTS = {"": 80, "create log": 3, "create packs": 3, "list packs": 5, "read log": 10, "delete": 5}
 """How calls start at which clients stall or die, and which of these at most: any call, and those that decide."""
 _PASTS = 16

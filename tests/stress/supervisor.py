@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +15,9 @@ from pathlib import Path
 from faults import children
 from faults.children import Child
 
-from .tasks import TASKS, Notes
+from .tasks import TASKS, Notes, Place
 
-TICK = 0.2
-"""Seconds between two blows, on average."""
-SHARES = {"writer": 7, "collector": 2, "pruner": 1, "checker": 1}
-"""Of the blows."""
+PATIENCE = 6
 SHORT, LONG = (0.02, 1.0), (2.0, 6.0)
 """Seconds for which a process stands still; the second is longer than a collection takes."""
 
@@ -43,24 +40,36 @@ class Worker:
 
 @dataclass
 class Supervisor:
-    path: Path
+    """`tick` is the time between two blows, on average, in seconds; `shares` are those of the tasks in them."""
+
+    place: Place
     notes: Path
     workers: list[Worker]
     dice: random.Random
+    tick: float
+    shares: dict[str, int]
     blows: Counter[str] = field(default_factory=Counter)
 
-    def run(self, seconds: float) -> None:
-        """A worker that ends by itself has failed: `ChildFailed` with its traceback."""
+    def run(self, seconds: float, lacking: Callable[[], Container[str]]) -> None:
+        """For `seconds`, and on a slow machine for up to `PATIENCE` times as long: then those tasks that are `lacking`
+        go on alone, unharmed, until none is.
+
+        A worker that ends by itself has failed: `ChildFailed` with its traceback.
+        """
         with self._all_ended():
             for worker in self.workers:
                 self._start(worker)
-            end, next_blow = time.monotonic() + seconds, 0.0
-            while (now := time.monotonic()) < end:
+            begun, next_blow = time.monotonic(), 0.0
+            while (now := time.monotonic()) < begun + seconds:
                 self._look_after_all(now)
                 if now >= next_blow:
                     self._strike(self._victim(), now)
-                    next_blow = now + self.dice.expovariate(1 / TICK)
+                    next_blow = now + self.dice.expovariate(1 / self.tick)
                 time.sleep(0.02)
+            while (tasks := lacking()) and time.monotonic() < begun + PATIENCE * seconds:
+                self._end([worker for worker in self.workers if worker.task not in tasks])
+                self._look_after_all(time.monotonic())
+                time.sleep(0.5)
             self._look_after_all(float("inf"))
 
     def _start(self, worker: Worker) -> None:
@@ -68,7 +77,7 @@ class Supervisor:
         worker.child = children.start(self._work, worker)
 
     def _work(self, worker: Worker) -> None:
-        TASKS[worker.task](self.path, worker.number, worker.life, Notes(self.notes / worker.name))
+        TASKS[worker.task](self.place, worker.number, worker.life, Notes(self.notes / worker.name))
 
     def _look_after_all(self, now: float) -> None:
         for worker in self.workers:
@@ -81,7 +90,7 @@ class Supervisor:
                 raise AssertionError(f"{worker.name} came to an end")
 
     def _victim(self) -> Worker:
-        task = self.dice.choices(list(SHARES), list(SHARES.values()))[0]
+        task = self.dice.choices(list(self.shares), list(self.shares.values()))[0]
         return self.dice.choice([worker for worker in self.workers if worker.task == task])
 
     def _strike(self, worker: Worker, now: float) -> None:
@@ -104,7 +113,12 @@ class Supervisor:
         try:
             yield
         finally:
-            for worker in self.workers:
-                if worker.child is not None:
-                    worker.child.kill()
-                    worker.child.end()
+            self._end(self.workers)
+
+    @staticmethod
+    def _end(workers: Iterable[Worker]) -> None:
+        for worker in workers:
+            child, worker.child = worker.child, None
+            if child is not None:
+                child.kill()
+                child.end()

@@ -27,7 +27,7 @@ import cas.needs
 from cas import identity, lists, log, pack, retention, rowcheck
 from cas.block import Codec, Kind, ObjectId
 from cas.catalog import Catalog
-from cas.codecs import Encoder, Format
+from cas.codecs import Changes, Encoder, Format
 from cas.dtypes import DTYPES
 from cas.grid import Box
 from cas.local import LocalBackend
@@ -127,14 +127,23 @@ def blocks() -> None:
     weights = rng.normal(0, 0.02, 1500).astype("<f4").view(np.uint8)
     counts = rng.integers(0, 90, 800).astype("<i8").view(np.uint8)
     for name, raw, dtype in (("float32", weights, "float32"), ("int64", counts, "int64")):
-        codec, width, stored = encoder.encode(raw, Format(DTYPES[dtype]), "planes")
-        assert codec is Codec.PLANES
-        put(f"planes-{name}", struct.pack("<IB", len(raw), width) + bytes(stored))
-    codec, width, stored = encoder.encode(counts, Format(None), "zstd")
-    assert codec is Codec.ZSTD
-    put("zstd-int64", struct.pack("<IB", len(counts), width) + bytes(stored))
-    codec, width, stored = encoder.encode(np.zeros(100_000, np.uint8), Format(None), "zstd")
-    put("zstd-zeros", struct.pack("<IB", 100_000, width) + bytes(stored))
+        coding, stored = encoder.encode(raw, Format(DTYPES[dtype]), "planes")
+        assert coding.codec is Codec.PLANES
+        put(f"planes-{name}", struct.pack("<IB", len(raw), coding.width) + bytes(stored))
+    coding, stored = encoder.encode(counts, Format(None), "zstd")
+    assert coding.codec is Codec.ZSTD
+    put("zstd-int64", struct.pack("<IB", len(counts), coding.width) + bytes(stored))
+    coding, stored = encoder.encode(np.zeros(100_000, np.uint8), Format(None), "zstd")
+    put("zstd-zeros", struct.pack("<IB", 100_000, coding.width) + bytes(stored))
+    base = np.arange(8000).astype(np.uint8)
+    for name, dtype, moved in (
+        ("kept", "int16", base.view("<i2") + rng.integers(-9, 9, 4000).astype("<i2")),
+        ("uneven", "bfloat16", base.view("<u2") + rng.integers(0, 1 << (base.view("<u2") >> 13), 4000).astype("<u2")),
+        ("sorted", "float32", base.view("<u4") + (rng.random(2000) < 0.02).astype("<u4")),
+    ):
+        delta = encoder.encode_delta(moved.view(np.uint8), base.data, Changes(DTYPES[dtype], sort=True))
+        assert delta is not None
+        put(f"delta-{name}", struct.pack("<IB", len(base), moved.itemsize) + bytes(delta))
 
 
 def remembered(folder: Path) -> None:

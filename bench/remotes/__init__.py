@@ -1,0 +1,1 @@
+"""What stores on S3 cost, beside ordinary clients."""
