@@ -50,27 +50,35 @@ class Supervisor:
     shares: dict[str, int]
     blows: Counter[str] = field(default_factory=Counter)
 
-    def run(self, seconds: float, lacking: Callable[[], Container[str]]) -> None:
-        """For `seconds`, and on a slow machine for up to `PATIENCE` times as long: then those tasks that are `lacking`
-        go on alone, unharmed, until none is.
+    def run(
+        self, seconds: float, is_enough: Callable[[Counter[str]], bool], lacking: Callable[[], Container[str]]
+    ) -> None:
+        """For `seconds`; on a slow machine up to `PATIENCE` times as long, until the blows are enough, and once more
+        as long: then those tasks that are `lacking` go on alone, unharmed, until none is.
 
         A worker that ends by itself has failed: `ChildFailed` with its traceback.
         """
         with self._all_ended():
             for worker in self.workers:
                 self._start(worker)
-            begun, next_blow = time.monotonic(), 0.0
-            while (now := time.monotonic()) < begun + seconds:
-                self._look_after_all(now)
-                if now >= next_blow:
-                    self._strike(self._victim(), now)
-                    next_blow = now + self.dice.expovariate(1 / self.tick)
-                time.sleep(0.02)
-            while (tasks := lacking()) and time.monotonic() < begun + PATIENCE * seconds:
+            self._strike_all(seconds, is_enough)
+            latest = time.monotonic() + PATIENCE * seconds
+            while (tasks := lacking()) and time.monotonic() < latest:
                 self._end([worker for worker in self.workers if worker.task not in tasks])
                 self._look_after_all(time.monotonic())
                 time.sleep(0.5)
             self._look_after_all(float("inf"))
+
+    def _strike_all(self, seconds: float, is_enough: Callable[[Counter[str]], bool]) -> None:
+        begun, next_blow = time.monotonic(), 0.0
+        while (now := time.monotonic()) < begun + seconds or not is_enough(self.blows):
+            if now >= begun + PATIENCE * seconds:
+                break
+            self._look_after_all(now)
+            if now >= next_blow:
+                self._strike(self._victim(), now)
+                next_blow = now + self.dice.expovariate(1 / self.tick)
+            time.sleep(0.02)
 
     def _start(self, worker: Worker) -> None:
         worker.life += 1
