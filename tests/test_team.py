@@ -164,11 +164,11 @@ def test_a_rank_that_never_comes_is_named_on_the_others_and_learns_it_when_it_co
     start = time.monotonic()
     text = ranks.fail(meet, but=(2,))
     assert text.startswith("rank 12 did not come within 1 s; ")
-    assert time.monotonic() - start < SHORT + 1
+    assert time.monotonic() - start < SHORT + 5
     start = time.monotonic()
     (late,) = ranks.all(meet, but=(0, 1, 3)).values()
     assert str(late) == text
-    assert time.monotonic() - start < 2 * SHORT
+    assert time.monotonic() - start < 5
     assert ranks.all(meet) == each(range(4), ["0", "1", "2", "3"])
     assert all(ranks.all(talk).values())
 
