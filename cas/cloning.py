@@ -39,8 +39,9 @@ def clone(
     """Make a store at `path` that has the branches and tags of the one at `url`, all or those named, and knows it as
     the remote `origin`.
 
-    What was cut off goes on when it is called again. For the options see `Store`: `storage_options` are for `url`, and
-    kept with `origin` where they are no secret, `target_options` for `path` where that is a URL.
+    What was cut off goes on when it is called again. For the options see `Store`: `only` is kept with `origin` for what
+    is fetched later; `storage_options` are for `url`, and kept as well where they are no secret, `target_options` for
+    `path` where that is a URL.
     """
     limits: dict[str, Any] = {"only": only, "depth": depth, "limit_rate": limit_rate, "progress": progress}
     options: dict[str, Any] = {"storage_options": storage_options, "target_options": target_options, "cache": cache}
@@ -60,7 +61,8 @@ def clone_and_tell(
     progress: Progress = quiet,
 ) -> tuple[Store, Synced]:
     """As `clone`, and what it took."""
-    scope, origin = scope_of(only, depth), Remote(ORIGIN, place_of(url), kept_options(storage_options or {}))
+    scope, options = scope_of(only, depth), kept_options(storage_options or {})
+    origin = Remote(ORIGIN, place_of(url), options, scope.only or ())
     with Opened.at(origin.url, storage_options, folder_of(cache)) as other:
         cloned(names, ORIGIN, other._roots.current())  # a name that is not there makes no store
         store = _made(path, other.identity.block_size, origin, {"storage_options": target_options, "cache": cache})
@@ -83,8 +85,10 @@ def _made(path: Place, block_size: int, origin: Remote, options: dict[str, Any])
         known = remotes_of(root).get(ORIGIN)
         if any(kind is RefKind.BRANCH for kind, _ in root.refs) or (known is not None and known.url != origin.url):
             raise Exists(f"{store.url} is a store already; pull into it, or clone to another place")
-        if known is None:
-            store.add_remote(ORIGIN, origin.url, **origin.options)
+        if known is not None and known != origin:
+            store.remove_remote(ORIGIN)
+        if known != origin:
+            store.add_remote(ORIGIN, origin.url, only=origin.only or None, **origin.options)
         return store
     except BaseException:
         store.close()

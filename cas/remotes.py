@@ -1,6 +1,7 @@
 """Remotes: names for other stores, kept in the config of the root.
 
-config "remotes": [DICT, [[name, [DICT, [["url", text], ["options", [DICT, [[option, value], ...]]]]]], ...]] sorted
+config "remotes": [DICT, [[name, [DICT, [["options", [DICT, [[option, value], ...]]], ["url", text]]]], ...]] sorted
+and in such a remote, where not everything is to be fetched, "only": [LIST, [pattern, ...]]
 
 Whoever reads the store reads its config, and records stay for ever: so only options that are known to be no secret are
 kept, and URLs without passwords. Branches of the remote `origin` are seen here as tracking branches `origin/main`, so
@@ -43,11 +44,16 @@ Value = str | int | bool
 @dataclass(frozen=True, slots=True)
 class Remote:
     """Another store: a path or URL, and what else is needed to open it. Neither holds a secret. `name` is empty for
-    one that is no remote of this store."""
+    one that is no remote of this store.
+
+    Fetches and pulls that do not say otherwise take of states what matches a pattern of `only`, all where there is
+    none.
+    """
 
     name: str
     url: str
     options: Mapping[str, Value] = field(default_factory=dict)
+    only: tuple[str, ...] = ()
 
 
 def kept_options(options: Mapping[str, Any]) -> dict[str, Value]:
@@ -155,21 +161,30 @@ def _check_options(remote: Remote) -> None:
 
 def _config(root: Record, held: Mapping[str, Remote]) -> dict[str, Node]:
     rest = {key: value for key, value in root.config.items() if key != _CONFIG}
-    pairs: list[Node] = [[name, _encode(remote)] for name, remote in sorted(held.items())]
+    pairs = _sorted({name: _encode(remote) for name, remote in held.items()})
     return {**rest, _CONFIG: [Tag.DICT, pairs]} if pairs else rest
 
 
 def _encode(remote: Remote) -> Node:
-    options = [[name, value] for name, value in sorted(remote.options.items())]
-    return [Tag.DICT, [["url", remote.url], ["options", [Tag.DICT, options]]]]
+    fields: dict[str, Node] = {"url": remote.url, "options": [Tag.DICT, _sorted(remote.options)]}
+    if remote.only:
+        fields["only"] = [Tag.LIST, list(remote.only)]
+    return [Tag.DICT, _sorted(fields)]
+
+
+def _sorted(items: Mapping[str, Any]) -> list[Node]:
+    return [[name, value] for name, value in sorted(items.items())]
 
 
 def _decode(name: str, node: Node) -> Remote:
     fields: dict[str, Any] = dict(_pairs(node))
     url, options = fields.get("url"), dict(_pairs(fields.get("options")))
+    only = fields.get("only", [Tag.LIST, []])
     expect(type(url) is str and type(name) is str and "/" not in name, "a remote of the store has the wrong form")
     expect(all(type(value) in (str, int, bool) for value in options.values()), "a remote has a malformed option")
-    return Remote(name, str(url), options)
+    is_list = type(only) is list and only[0] == Tag.LIST
+    expect(is_list and all(type(pattern) is str for pattern in only[1]), "a remote has malformed patterns")
+    return Remote(name, str(url), options, tuple(only[1]))
 
 
 def _pairs(node: Node) -> list[Node]:

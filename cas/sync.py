@@ -113,11 +113,11 @@ class Sync:
     def _attempt(self, sides: Sides, done: Synced) -> Synced:
         goals = self.plan(sides.sent_from, sides.sent_to)
         judged = _Judged(sides, goals, self.otherwise)
-        if not judged.moves and self.scope == Scope():
-            if self.says_lacking:
+        if not judged.moves and not self.scope.widens:
+            if self.says_lacking and self.scope == Scope():
                 self._tell_lacking(sides, goals)
             return replace(done, left=judged.left)
-        tips = [goal.commit for goal in (judged.moves if self.scope == Scope() else goals)]
+        tips = [goal.commit for goal in (goals if self.scope.widens else judged.moves)]
         with _of(self.source):
             wanted = find_wanted(tips, sides, self.scope)
             groups = rows_to_send(wanted.missing, self.source, self.target)

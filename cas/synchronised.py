@@ -42,7 +42,8 @@ class Synchronised(Retriever):
     that was cut off changed nothing that anyone sees, and the next one goes on from there.
 
     `only` takes patterns of paths, and `depth` a number of commits: what else there is of those commits is absent on
-    the other side. To bring it later, give a larger `depth` (0 is all) or another `only` ("." is everything).
+    the other side. To bring it later, give a larger `depth` (0 is all) or another `only` ("." is everything). A fetch
+    or pull without `only` takes that with which the remote was cloned or added.
     `limit_rate` is in stored bytes per second. `progress` is told objects done and in all, and stored bytes done and in
     all, from several threads, one at a time.
     """
@@ -54,13 +55,21 @@ class Synchronised(Retriever):
         self._ready()
         return remotes_of(self._roots.current())
 
-    def add_remote(self, name: str, url: Place, **options: str | int | bool) -> Remote:
+    def add_remote(
+        self,
+        name: str,
+        url: Place,
+        *,
+        only: str | Sequence[str] | None = None,
+        **options: str | int | bool,
+    ) -> Remote:
         """Know another store by a name. Its branches will be `name/branch` here.
 
-        The options are fsspec's, and stand in the log for all who can read the store: secrets are refused.
+        `only` is what fetches and pulls take of its states unless they are given another. The options are fsspec's, and
+        stand in the log for all who can read the store: secrets are refused.
         """
         self._ready()
-        remote = Remote(name, place_of(url), options)
+        remote = Remote(name, place_of(url), options, scope_of(only, None).only or ())
         self._roots.update(lambda root: {"config": with_remote(root, remote)}, f"remote {name} added")
         return remote
 
@@ -132,8 +141,8 @@ class Synchronised(Retriever):
         Branches of this store stay as they are. A tag that differs here is left, and so said.
         """
         self._settle_first()
-        scope = scope_of(only, depth)
         with self._other(remote, storage_options) as (known, other):
+            scope = scope_of(only, depth, known)
             if not known.name:
                 raise Invalid(
                     f"fetch keeps branches as NAME/branch, and {known.url} has no name here: give it one with "
@@ -183,8 +192,8 @@ class Synchronised(Retriever):
         first: its state does not hold what was pulled.
         """
         self._settle_first()
-        scope = scope_of(only, depth)
         with self._other(remote, storage_options) as (known, other):
+            scope = scope_of(only, depth, known)
             there = other._roots.current()
             if not any(kind is RefKind.BRANCH for kind, _ in there.refs):
                 raise NotFound(f"store {other.url} has no branches yet, so there is nothing to pull; push to it first")
@@ -282,10 +291,14 @@ def side_of(store: Opened) -> Side:
     return Side(store.url, store._backend, store._catalog, store._roots, store._objects, store.note_where)
 
 
-def scope_of(only: str | Sequence[str] | None, depth: int | None) -> Scope:
-    """What the arguments `only` and `depth` mean, checked."""
+def scope_of(only: str | Sequence[str] | None, depth: int | None, remote: Remote | None = None) -> Scope:
+    """What the arguments `only` and `depth` mean, checked; without `only` it is what is kept with the remote."""
     if depth is not None and (type(depth) is not int or depth < 0):
         raise Invalid(f"depth is a number of commits, or 0 for all, not {depth!r:.60}")
     if only is not None:
         Patterns(only)  # refuses what is none
-    return Scope((only,) if isinstance(only, str) else None if only is None else tuple(only), depth)
+    patterns = (only,) if isinstance(only, str) else None if only is None else tuple(only)
+    widens = patterns is not None or depth is not None
+    if patterns is None and remote is not None and remote.only:
+        patterns = remote.only
+    return Scope(patterns, depth, widens)

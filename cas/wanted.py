@@ -33,11 +33,13 @@ class Scope:
     """How much of the wanted commits goes over.
 
     `only`: of their states what matches these patterns; `.` means everything. `depth`: so many commits from each wanted
-    one on; 0 means all. None sends all, and leaves alone what commits lack that are at the target already.
+    one on; 0 means all. None sends all. With `widens` as much comes of commits that are at the target already and lack
+    some of it there; else these are left alone.
     """
 
     only: tuple[str, ...] | None = None
     depth: int | None = None
+    widens: bool = False
 
     @property
     def chosen(self) -> Chosen | None:
@@ -125,7 +127,7 @@ class _Walk:
         """Find the commits that are new to the target, nearest first."""
         queue = deque((tip, 1) for tip in dict.fromkeys(tips))
         seen = {tip for tip, _ in queue}
-        widens = bool(self._had) and self._scope != Scope()
+        widens = bool(self._had) and self._scope.widens
         while queue:
             name, number = queue.popleft()
             is_there = name in self._at_target

@@ -38,7 +38,8 @@ def clone(
 ) -> None:
     """Make a store at PATH with the branches and tags NAME of the store at URL, else all, and know that as `origin`.
 
-    PATH is the last part of URL unless it is given. A clone that was cut off goes on when it is run again.
+    PATH is the last part of URL unless it is given. A clone that was cut off goes on when it is run again. What is
+    given as --only also holds for later fetches and pulls.
 
     JSON, one object: refs that moved and left, those that could not (kind, name, old and new id or null), objects and
     sent (bytes, as they are stored), present and saved (objects that were there already, and their bytes), seconds.

@@ -34,7 +34,8 @@ def fetch(
     """Get what is missing of the branches and tags NAME of REMOTE, else of all, and move origin/main and the like.
 
     Branches of this store stay where they are; `cas pull` moves one, and `cas branch -r` lists the tracking branches.
-    Everything received is verified before it can be seen.
+    Everything received is verified before it can be seen. A remote that was cloned or added with --only is fetched so
+    unless another is given. --only and --depth also bring what is missing of commits that are here in part.
 
     JSON, one object: refs that moved and left, those that could not (kind, name, old and new id or null), objects and
     sent (bytes, as they are stored), present and saved (objects that were here already, and their bytes), seconds.

@@ -34,7 +34,8 @@ def pull(
     """Fetch BRANCH of REMOTE and move the branch of that name here forward to it. Nothing is merged.
 
     A branch here with commits that the other lacks stays, and the command ends with 12. A trainer that runs on the
-    branch here fails with RefConflict at its next commit: let it load the branch anew.
+    branch here fails with RefConflict at its next commit: let it load the branch anew. --only and --depth are as for
+    `cas fetch`.
 
     JSON, one object: refs that moved and left, those that could not (kind, name, old and new id or null), objects and
     sent (bytes, as they are stored), present and saved (objects that were here already, and their bytes), seconds.

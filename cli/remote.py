@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 
 import click
 
@@ -12,6 +13,7 @@ from . import places
 from .completion import complete_remote
 from .options import Options, example, json_option, store_option, with_remote, with_store
 from .output import clean, say, say_json, table
+from .syncing import only_option
 
 
 @click.group(
@@ -26,7 +28,7 @@ from .output import clean, say, say_json, table
 def remote(context: click.Context, verbose: bool, as_json: bool, place: str | None) -> None:
     """The names by which this store knows others. Without a command, list them.
 
-    JSON: name, url, options (those that are stored; credentials never are).
+    JSON: name, url, options (those that are stored; credentials never are), only.
     """
     if context.invoked_subcommand is None:
         context.invoke(listing, verbose=verbose, as_json=as_json, place=place, options={})
@@ -41,19 +43,21 @@ def remote(context: click.Context, verbose: bool, as_json: bool, place: str | No
 def listing(store: cas.Store, verbose: bool, as_json: bool) -> None:
     """List the remotes.
 
-    JSON: name, url, options (those that are stored; credentials never are).
+    JSON: name, url, options (those that are stored; credentials never are), only (the patterns of what is fetched of
+    its states, none for all).
     """
-    remotes = sorted(store.remotes().items())
+    remotes = [held for _, held in sorted(store.remotes().items())]
     if as_json:
-        for name, held in remotes:
-            say_json({"name": name, "url": held.url, "options": dict(held.options)})
+        for held in remotes:
+            say_json(asdict(held))
         return
-    rows = [(name, held.url, _text(held.options)) if verbose else (name,) for name, held in remotes]
+    rows = [(held.name, held.url, _text(held)) if verbose else (held.name,) for held in remotes]
     table(rows, colour={0: "green", 2: "dim"})
 
 
-def _text(options: Options) -> str:
-    return ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
+def _text(held: cas.Remote) -> str:
+    parts = [f"{name}={value}" for name, value in sorted(held.options.items())]
+    return ", ".join([*parts, *(f"only {pattern}" for pattern in held.only)])
 
 
 @remote.command(
@@ -66,15 +70,18 @@ def _text(options: Options) -> str:
 )
 @click.argument("name")
 @click.argument("url")
+@only_option
 @with_remote
-def add(store: cas.Store, name: str, url: str, storage_options: Options | None) -> None:
+def add(store: cas.Store, name: str, url: str, only: tuple[str, ...], storage_options: Options | None) -> None:
     """Call the store at URL, which may be a path, NAME from now on. `origin` is what push, pull and fetch use unasked.
+
+    Fetches and pulls from it take what --only says, unless they are given another.
 
     A --storage-option is stored with it, for all who use this store. So credentials are refused here: they come from
     fsspec's configuration, from the environment, or from --storage-option of the command that needs them.
     """
     where = url if places.is_url(url) else os.path.abspath(os.path.expanduser(url))
-    store.add_remote(name, where, **dict(storage_options or {}))
+    store.add_remote(name, where, only=list(only) or None, **dict(storage_options or {}))
     say(f"added remote {clean(name)}: {clean(store.remotes()[name].url)}")
 
 

@@ -34,16 +34,16 @@ def _rate(context: click.Context, parameter: click.Parameter, value: str | None)
     return rate
 
 
+only_option = click.option(
+    "--only", multiple=True, metavar="PATTERN", help="Only what matches of states; repeat it for more. `.`: all."
+)
+
+
 def transfer_options(command: Command) -> Command:
     """What limits a transfer: `--only`, `--depth` and `--limit-rate`."""
     depth = click.IntRange(min=0)
     options = (
-        click.option(
-            "--only",
-            multiple=True,
-            metavar="PATTERN",
-            help="Only what matches of states; repeat it for more. `.`: all.",
-        ),
+        only_option,
         click.option("--depth", type=depth, metavar="N", help="Only N commits of each history. 0: all."),
         click.option("--limit-rate", callback=_rate, metavar="RATE", help="At most 10M, 1.5G ... bytes per second."),
     )

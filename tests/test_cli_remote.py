@@ -44,7 +44,15 @@ def test_options_that_are_no_secret_are_kept_with_their_types_and_shown(place: P
         "name": "lab",
         "url": "s3://bucket/run",
         "options": {"anon": True, "endpoint_url": "https://s3.lab.example"},
+        "only": [],
     }
+
+
+def test_what_is_to_be_fetched_of_it_is_kept_and_shown(place: Path) -> None:
+    ok(place, "remote", "add", "lab", "s3://bucket/run", "--only", "model/**", "--only", "step")
+    assert ok(place, "remote", "-v") == "lab  s3://bucket/run  only model/**, only step\n"
+    (held,) = objects(ok(place, "remote", "--json"))
+    assert held["only"] == ["model/**", "step"]
 
 
 def test_json_keys_are_those_in_the_help(place: Path) -> None:
@@ -52,7 +60,7 @@ def test_json_keys_are_those_in_the_help(place: Path) -> None:
     (held,) = objects(ok(place, "remote", "list", "--json"))
     for command in ("remote", "remote list"):
         assert "JSON: name, url, options (" in " ".join(ok(place, *command.split(), "--help").split())
-    assert list(held) == ["name", "url", "options"]
+    assert list(held) == ["name", "url", "options", "only"]
 
 
 def test_a_path_is_kept_whole_so_that_it_means_the_same_everywhere(place: Path) -> None:

@@ -17,12 +17,20 @@ from cas.log import Log, encode_record
 def test_a_remote_is_kept_with_its_url_and_options(store: cas.Store, tmp_path: Path) -> None:
     store.add_remote("lab", "s3://bucket/a run", endpoint_url="http://127.0.0.1:9000", anon=True)
     store.add_remote("origin", tmp_path / "other")
+    store.add_remote("part", tmp_path / "other", only="model/**")
     with cas.open(store.path) as again:
         assert again.remotes() == {
             "lab": cas.Remote("lab", "s3://bucket/a run", {"anon": True, "endpoint_url": "http://127.0.0.1:9000"}),
             "origin": cas.Remote("origin", str(tmp_path / "other")),
+            "part": cas.Remote("part", str(tmp_path / "other"), {}, ("model/**",)),
         }
-    assert list(store.remotes()) == ["lab", "origin"]
+    assert list(store.remotes()) == ["lab", "origin", "part"]
+
+
+def test_a_part_that_is_none_is_refused(store: cas.Store) -> None:
+    with pytest.raises(Invalid):
+        store.add_remote("part", "s3://bucket/run", only=[7])  # type: ignore[list-item]
+    assert store.remotes() == {}
 
 
 def test_a_path_is_kept_absolute(store: cas.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +218,20 @@ def test_a_clone_goes_where_nothing_else_is(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "c").iterdir()] == ["notes.txt"]
 
 
-def test_a_config_that_no_writer_makes_is_refused(store: cas.Store) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["url", 7],
+        ["only", "model"],
+        ["only", [2, [7]]],
+        ["options", [1, [["a", [1, []]]]]],
+    ],
+)
+def test_a_config_that_no_writer_makes_is_refused(store: cas.Store, wrong: list[object]) -> None:
     root = Log(store._backend).head()
-    bad = root.successor("bad", config={"remotes": [1, [["origin", [1, [["url", 7], ["options", [1, []]]]]]]]})
+    fields = {"options": [1, []], "url": "s3://bucket/run"} | {str(wrong[0]): wrong[1]}
+    held = [1, [[name, value] for name, value in sorted(fields.items())]]
+    bad = root.successor("bad", config={"remotes": [1, [["origin", held]]]})
     store._backend.create(f"log/{bad.seq:020}", encode_record(bad))
     with pytest.raises(cas.Corrupt, match="remote"):
         store.remotes()

@@ -165,6 +165,56 @@ def test_the_rest_comes_when_it_is_asked_for(here: cas.Store, folder: Path, whol
         assert all(equal(copy.load(f"main~{2 - n}"), states[n]) for n in range(3))
 
 
+def test_what_was_cloned_in_part_is_pulled_in_part(
+    here: cas.Store, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And nothing more comes of what is there already."""
+    states = commits(here, 3)
+    with cas.clone(here.path, folder / "copy", only="model", depth=1) as copy:
+        lacking = absent(copy)
+        states += commits(here, 2, seed=1)
+        assert [ref.name for ref in copy.pull().refs] == ["origin/main", "main"]
+        collect(copy)
+        for back in range(3):
+            assert equal(copy.load(f"main~{back}", only="model"), {"model": states[-1 - back]["model"]})
+        assert len(list(copy.log())) == 3
+        with pytest.raises(NotFound, match="moment"):
+            copy.load("main")
+        assert lacking.items() <= absent(copy).items()
+        assert copy.fetch().refs == copy.pull().refs == ()
+        assert caplog.records == []
+
+
+def test_what_is_given_stands_before_what_is_kept(here: cas.Store, folder: Path) -> None:
+    states = commits(here, 3)
+    with cas.clone(here.path, folder / "copy", only="model", depth=1) as copy:
+        copy.pull(depth=2)
+        assert equal(copy.load("main~1", only="model"), {"model": states[1]["model"]})
+        with pytest.raises(NotFound, match="moment"):
+            copy.load("main~1")
+        copy.fetch(only=".")
+        assert equal(copy.load("main"), states[2])
+        copy.fetch(only=".", depth=0)
+        assert absent(copy) == {}
+        states += commits(here, 1, seed=1)
+        copy.pull()
+        with pytest.raises(NotFound, match="moment"):
+            copy.load("main")
+        copy.remove_remote("origin")
+        copy.add_remote("origin", here.path)
+        states += commits(here, 1, seed=2)
+        copy.pull()
+        assert equal(copy.load("main"), states[-1])
+
+
+def test_a_clone_that_goes_on_keeps_what_it_was_given_last(here: cas.Store, folder: Path) -> None:
+    commits(here, 1)
+    with cas.init(folder / "copy") as made:
+        made.add_remote("origin", here.path, only="moment")
+    with cas.clone(here.path, folder / "copy", only=["model", "step"]) as copy:
+        assert copy.remotes()["origin"] == cas.Remote("origin", str(here.path), {}, ("model", "step"))
+
+
 def test_a_second_pattern_adds_to_the_first(here: cas.Store, there: cas.Store) -> None:
     held = {"a": {"x": noise(1), "y": noise(2)}, "b": {"x": noise(3), "y": noise(4)}}
     here.commit(held)
