@@ -52,6 +52,8 @@ _DTYPE = np.dtype(
 _CODECS = max(Codec) + 1
 _KINDS = max(Kind) + 1
 WIDTHS = {Codec.RAW: (0,), Codec.ZSTD: (0,), Codec.PLANES: (2, 4, 8), Codec.DELTA: (1, 2, 4, 8)}
+_HAS_WIDTH = np.array([[width in WIDTHS[codec] for width in range(256)] for codec in Codec])
+_LIMITS = np.array([max_size(kind) for kind in Kind], np.uint32)
 
 
 class Row(NamedTuple):
@@ -183,16 +185,15 @@ def read_table(backend: Backend, pack: PackId) -> Table:
 def _check_rows(rows: np.ndarray[Any, np.dtype[np.void]], end: int, name: str) -> None:
     """A checksum says that the rows are as written, not that who wrote them was honest."""
     stored = rows["stored"].astype(np.uint64)
-    limits = np.array([max_size(kind) for kind in Kind], np.uint32)
     ends = np.cumsum(stored, dtype=np.uint64) + np.uint64(envelope.SIZE)
     honest = (
         (int(ends[-1]) if len(rows) else envelope.SIZE) == end
         and bool(np.all(rows["offset"] == ends - stored))
         and bool(np.all(rows["kind"] < _KINDS))
         and bool(np.all(rows["codec"] < _CODECS))
-        and all(bool(np.isin(rows["width"][rows["codec"] == codec], WIDTHS[codec]).all()) for codec in Codec)
+        and bool(np.all(_HAS_WIDTH[rows["codec"], rows["width"]]))
         and _have_honest_bases(rows)
-        and bool(np.all(rows["raw"] <= limits[rows["kind"]]))
+        and bool(np.all(rows["raw"] <= _LIMITS[rows["kind"]]))
         and bool(np.all((rows["codec"] != Codec.RAW) | (rows["raw"] == rows["stored"])))
         and bool(np.all(rows["stored"] <= rows["raw"]))
     )
