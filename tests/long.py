@@ -42,6 +42,7 @@ class Proof:
 
 PROOFS = (
     Proof("kill and error at every call", ("test_faults_points.py",), {"CAS_TEST_EVERY_CALL": "1"}, 1, "seeds", 20),
+    Proof("every bit", ("test_faults_damage.py",), {"CAS_TEST_EVERY_BIT": "1"}, 1, "runs of every bit", 1),
     Proof("power cut", ("test_powercut.py",), {"CAS_TEST_STATES": "50000"}, 50_000, "states", 1_000_000),
     Proof(
         "state machine",

@@ -383,13 +383,13 @@ _ALL = [
         faults=("kill", "EIO", "EIO-lasting", "ENOSPC", "ENOSPC-lasting", "short", "short-lasting"),
     ),
     Operation("delta-commits", _run_delta_commits, _prepare_drift, only=_WRITTEN, faults=_FEW),
-    Operation("refs", _run_refs, _prepare_refs),
-    Operation("undo", _run_undo, _prepare_dead_pack),
+    Operation("refs", _run_refs, _prepare_refs, faults=_SOME),
+    Operation("undo", _run_undo, _prepare_dead_pack, faults=_SOME),
     Operation("gc", _run_gc, _prepare_dead_pack, partial(_check_collected, 2)),
-    Operation("gc-rewrite", _run_gc, _prepare_sparse_pack, partial(_check_collected, 4)),
+    Operation("gc-rewrite", _run_gc, _prepare_sparse_pack, partial(_check_collected, 4), faults=_SOME),
     Operation("repack", _run_repack, _prepare_chains, _check_repacked, only=_WRITTEN, faults=_SOME),
     Operation("prune", _run_prune, _prepare_history),
-    Operation("repair", _run_repair, _prepare_bad_copy),
+    Operation("repair", _run_repair, _prepare_bad_copy, faults=_SOME),
 ]
 DELTAS = {"delta-commits": 12, "repack": 24}
 """How many blocks are stored as changes of others at the end of an operation that no fault strikes."""
