@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from .pack import ROW, Location, PackId, Row, Table
 from .picking import NAME, Numbers, Picked, Rows, distinct, is_in, pick
 from .reach import Edge
 from .reader import Objects
+from .renewing import leans_on
 from .roots import Roots
 from .survey import Survey, Surveyor
 
@@ -173,8 +174,10 @@ class Lacks:
 class Inspection:
     """`tables` are those of the survey's packs. `failed` are structured objects that cannot be read, `damaged` packs
     whose header or table is bad: the survey lacks these. `has_undo` is False where a record of the log that undo covers
-    cannot be read."""
+    cannot be read. `surveyor` made it, and `reading` is what that reads with."""
 
+    surveyor: Surveyor
+    reading: Reading
     survey: Survey
     objects: Objects
     tables: Sequence[Table]
@@ -182,6 +185,16 @@ class Inspection:
     failed: dict[Edge, Exception]
     damaged: dict[PackId, Exception]
     has_undo: bool
+
+    def renewed(self, root: Record, given_up: Set[PackId]) -> Inspection | None:
+        """As of a newer root, under which these packs may be given up if they may be now; None where they may not, or
+        only a new inspection can tell."""
+        held = [np.empty(0, "V32"), *(t.rows["id"] for t in self.tables if t.pack in given_up)]
+        names = distinct(np.ascontiguousarray(np.concatenate(held)).view(NAME))
+        leans = leans_on(self.surveyor, self.survey, root, names)
+        if leans or self.reading.failed.keys() != self.failed.keys():
+            return None
+        return replace(self, survey=replace(self.survey, root=root))
 
     def numbers(self, places: Iterable[Location]) -> Numbers:
         """Where the rows stand in `survey.rows`."""
@@ -295,7 +308,8 @@ def inspect(backend: Backend, catalog: Catalog, log: Log, roots: Roots, since: f
     found = _inspect_once(backend, catalog, log, roots, since, reading)
     while found.survey.lost:
         again = _inspect_once(backend, catalog, log, roots, since, reading)  # a pack may have come since the listing
-        if again.survey.root.seq == found.survey.root.seq:
+        is_sure = set(again.survey.lost) <= set(found.survey.lost)
+        if is_sure and again.survey.root.epoch == found.survey.root.epoch:
             return again
         found = again
     return found
@@ -309,4 +323,5 @@ def _inspect_once(
     survey = inspector.survey(since)
     tables, failed = inspector.tables, dict(reading.failed)
     links = Links.of(tables, survey.rows.chain)
-    return Inspection(survey, reading.objects, tables, links, failed, inspector.damaged, not inspector.unread)
+    has_undo = not inspector.unread
+    return Inspection(inspector, reading, survey, reading.objects, tables, links, failed, inspector.damaged, has_undo)

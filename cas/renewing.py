@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Set
 from itertools import islice
 
+import numpy as np
+
 from .block import Kind, ObjectId
 from .chains import chains_of
 from .log import Record
 from .pack import Location, PackId
-from .picking import is_in
+from .picking import NAME, Names, is_in
 from .reach import Edge
 from .roots import Absent
 from .survey import Survey, Surveyor
@@ -39,6 +41,27 @@ def needed_since(surveyor: Surveyor, survey: Survey, root: Record, giving_up: Se
     if chains.keys() != leaving:
         return None
     return {place.pack for chain in chains.values() for place in chain if place.pack in giving_up}
+
+
+def leans_on(surveyor: Surveyor, survey: Survey, root: Record, held: Names) -> bool:
+    """Whether something that `root` and those before it lead to besides is one of the objects `held`, sorted names, or
+    lies as a change of one; also where only a new survey can tell.
+
+    What to ask before packs with these objects are given up where rows may be bad: one that stays may be, and the one
+    in such a pack good.
+    """
+    absent = surveyor.roots.absent(root)
+    if root.epoch != survey.root.epoch or not _grows(survey.marks.absent, absent):
+        return True
+    names = {name for _, name in _reached_since(surveyor, survey, root, absent)}
+    seen: set[ObjectId] = set()
+    while names:
+        found = surveyor.catalog.locate(names)
+        if found.keys() != names or is_in(np.frombuffer(b"".join(names), NAME), held).any():
+            return True
+        seen |= names
+        names = {ObjectId(place.row.base) for rows in found.values() for place in rows if place.row.chain} - seen
+    return False
 
 
 def _reached_since(surveyor: Surveyor, survey: Survey, root: Record, absent: Absent) -> list[Edge]:

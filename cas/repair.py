@@ -2,9 +2,10 @@
 
 A bad pack is one with a row that does not verify, or whose header or table does not. Of what is reachable and lies
 in no good pack, each object is taken from any copy that verifies: another row, what a damaged table still tells, or
-another store. Then the bad packs are condemned through the fence of garbage collection, exactly on the root that was
-inspected, and the next collection deletes them. A pack in which an object may still be that was found nowhere stays,
-so that nothing is given up while there is hope. Killed anywhere, it leaves packs that the next one finds good.
+another store. Then the bad packs are condemned through the fence of garbage collection, on the root that was inspected
+or on a newer one that leads to nothing else in them, and the next collection deletes them. A pack in which an object
+may still be that was found nowhere stays, so that nothing is given up while there is hope. Killed anywhere, it leaves
+packs that the next one finds good.
 
 A delta that cannot be read for want of its base is not bad: the base is looked for first, and with it all deltas of it
 are good again. Only what then still is lost is looked for itself.
@@ -28,6 +29,7 @@ from .reader import BlockReader
 from .roots import Roots
 from .rowcheck import RowCheck
 from .salvage import Source, recover
+from .survey import Survey
 
 
 @dataclass(slots=True)
@@ -120,7 +122,13 @@ class Repairer:
         return {place.pack for place in (*places, *found.below(places))} | found.damaged.keys()
 
     def _publish(self, found: Inspection, given_up: set[PackId], why: str) -> bool:
-        survey = found.survey
+        """False if the store must be looked at again, for what came since leans on these packs."""
+        current: Inspection | None = found
+        while current is not None and not self._replace(current.survey, given_up, why):
+            current = current.renewed(self.roots.current(), given_up)
+        return current is not None
+
+    def _replace(self, survey: Survey, given_up: set[PackId], why: str) -> bool:
         if given_up:
             return condemn(self.backend, self.roots, survey.root, survey.floor, given_up, why)
         return self.roots.publish(survey.root.successor(why))
